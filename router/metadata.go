@@ -20,7 +20,7 @@ type transit struct {
 func (r *Router) fromKernel(fib *fib, t *tap.Frame, m kernel.Metadata) (transit, bool) {
 	switch m.Op {
 	case kernel.MetadataEcho:
-		nonce, summed, ok := kernel.ParseEcho(t.Buf[tap.Headroom+kernel.MetadataLen:])
+		nonce, summed, ok := parseEcho(t.Buf[tap.Headroom+kernel.MetadataLen:], kernel.Encap(m.Reason))
 		if !ok {
 			r.drops.add(DropMalformed)
 		} else if !r.fast.Echoed(fastpath.Echo{From: m.Addr, Nonce: nonce, Summed: summed || t.Header.NeedsSum}) {
@@ -37,6 +37,16 @@ func (r *Router) fromKernel(fib *fib, t *tap.Frame, m kernel.Metadata) (transit,
 	}
 	r.drops.add(DropMalformed)
 	return transit{}, false
+}
+
+// parseEcho reads the nonce of an echo that came in an encapsulation, and whether its checksum is right.
+// That of a plain packet was not touched by this host.
+func parseEcho(frame []byte, e kernel.Encap) (nonce [kernel.NonceLen]byte, summed, ok bool) {
+	if e == kernel.EncapVXLAN {
+		return kernel.ParseEcho(frame)
+	}
+	nonce, ok = kernel.ParsePlainEcho(frame, e)
+	return nonce, true, ok
 }
 
 // behindMetadata returns a virtio-net header for the frame without the metadata header,

@@ -31,15 +31,10 @@ func (c *Controller) adopt() error {
 	c.installed = plan.Tables{Peers: make(map[uint16]plan.Peer), Remotes: make(map[netip.Addr]plan.Remote)}
 	var refused []uint16
 	err := c.kernel.Peers(func(id uint16, e kernel.PeerEntry) bool {
-		p := plan.Peer{From: e.From, FromAny: e.Flags&kernel.PeerAny != 0}
-		if e.Flags&kernel.PeerFast != 0 && (c.cfg.Off || !c.allowed(kernel.ToAddr(e.Remote))) {
+		p := kernel.PeerOf(e)
+		if p.Next != 0 && (c.cfg.Off || !c.allowed(p.Remote)) {
 			refused = append(refused, id)
-		} else if e.Flags&kernel.PeerFast != 0 {
-			p.Next = e.Next
-			p.Hop = plan.Hop{
-				Remote: kernel.ToAddr(e.Remote), Local: kernel.ToAddr(e.Local), Gateway: kernel.ToAddr(e.Gateway),
-				Ifindex: int(e.Ifindex), MTU: int(e.MTU), Up: true, Express: e.Flags&kernel.PeerExpress != 0, Direct: e.Flags&kernel.PeerDirect != 0,
-			}
+			p = plan.Peer{From: p.From, FromAny: p.FromAny}
 		}
 		c.installed.Peers[id] = p
 		return true
@@ -62,6 +57,7 @@ func (c *Controller) adopt() error {
 	for _, a := range untrusted {
 		err = errors.Join(err, c.kernel.DeleteRemote(a))
 	}
+	err = errors.Join(err, c.adoptNeighbours())
 	for _, i := range c.kernel.Underlays() {
 		c.underlays[i] = true
 	}
@@ -116,17 +112,27 @@ func (c *Controller) tickAdopted(now time.Time) {
 			c.dropAdopted("no echo", func(remote netip.Addr, _ plan.Remote) bool { return remote == a })
 		}
 	}
-	if !c.adopted.empty() && !c.adopting(now) {
-		c.stale = true // removes what nobody confirmed
+	if !c.adopting(now) {
+		c.dropUnconfirmed(now)
+		c.stale = c.stale || !c.adopted.empty() // removes what nobody confirmed
 	}
 }
 
 // probe sends the probes among the effects of a link.
 func (c *Controller) probe(effects []plan.Effect) {
 	for _, e := range effects {
-		if e, ok := e.(plan.Probe); ok && c.attached {
+		if !c.attached {
+			return
+		}
+		switch e := e.(type) {
+		case plan.Probe:
 			probe := kernel.Probe{Src: e.Src, Dst: e.Dst, To: e.To, Nonce: e.Nonce}
 			c.host.Inject(kernel.ProbeHeader, kernel.AppendProbe(nil, probe, ethernet.HeaderLen+e.Size))
+		case plan.PlainProbe:
+			frame, h := kernel.AppendPlainProbe(nil, kernel.PlainProbe{
+				Src: e.Src, Dst: e.Dst, Encap: kernel.Encap(e.Encap), From: e.From, To: e.To, Port: uint16(c.cfg.Port), Nonce: e.Nonce,
+			}, e.Size)
+			c.host.Inject(h, frame)
 		}
 	}
 }
@@ -158,16 +164,16 @@ func (c *Controller) keepAdopted(want *plan.Tables) {
 		known := want.Peers[id]
 		direct := p.Next == id && c.adopted.paths[p.Remote] != nil
 		switch r := c.adopted.Remotes[p.Remote]; {
-		case known.Next != 0 && (known.Next == p.Next || !direct): // this process knows the peer now
+		case known.Carries() && (known.Next == p.Next || !direct): // this process knows the peer now
 			delete(c.adopted.Peers, id)
 			if direct {
 				delete(c.adopted.paths, p.Remote)
 			}
 		case p.Next != 0 && c.allowed(p.Remote) && r.Peer == p.Next:
 			if c.expressErr != nil || within(p.Remote, c.cfg.NoExpressTo) {
-				p.Express, p.Direct = false, false
+				p.Express, p.Direct, p.Encaps, p.Accepts = false, false, [2]plan.Encap{}, false
 			}
-			if known.Next != 0 {
+			if known.Carries() {
 				p.From, p.FromAny = known.From, known.FromAny
 			}
 			want.Peers[id] = p

@@ -24,6 +24,7 @@ import (
 	"github.com/weft-net/weft/router/mac"
 	"github.com/weft-net/weft/router/offload"
 	"github.com/weft-net/weft/router/origin"
+	"github.com/weft-net/weft/router/resolve"
 	"github.com/weft-net/weft/router/wire"
 	"github.com/weft-net/weft/router/wireguard"
 )
@@ -44,6 +45,9 @@ type Settings struct {
 	NoExpress bool
 	// NoExpressTo does the same for frames from and to peers at these addresses.
 	NoExpressTo []netip.Prefix
+	// Encaps are the encapsulations, besides VXLAN, in which IP packets may leave and come,
+	// better ones first.
+	Encaps []plan.Encap
 	// Encrypt allows clear text only between this host and addresses of Trusted.
 	// Other frames use WireGuard if the kernel has it, else sleeve.
 	Encrypt bool
@@ -154,6 +158,7 @@ type Controller struct {
 	busy          int                          // how many links carried frames at the last look
 	stale         bool                         // tables must be planned again
 	resync        bool                         // MAC addresses must be compared with the kernel's
+	bound         bound
 
 	// Guarded by mu, which is never held during a call to the kernel.
 	mu        sync.RWMutex
@@ -256,9 +261,9 @@ func newController(cfg Config, host Host) (*Controller, error) {
 		links: make(map[peer.Name]*link), sessionless: make(map[peer.Name]*link), names: make(map[uint16]peer.Name),
 		vethOf: make(map[ethernet.MAC]int), containers: make(map[int]bool), underlays: make(map[int]bool),
 		underlayCache: make(map[int]netdev.Underlay), badChecksums: make(map[int]bool), shown: make(map[peer.Name]LinkStatus),
-		uses: make(map[peer.Name]use), lost: make(map[peer.Name]lostPeer), keptPaths: make(map[peer.Name]KeptPath),
+		bound: newBound(), uses: make(map[peer.Name]use), lost: make(map[peer.Name]lostPeer), keptPaths: make(map[peer.Name]KeptPath),
 	}
-	c.in = inbox{wake: make(chan struct{}, 1), pending: make(map[peer.Name]*report), routes: c.routes, refused: make(map[netip.Addr]bool), neighbours: make(map[netip.Addr]ethernet.MAC)}
+	c.in = inbox{wake: make(chan struct{}, 1), pending: make(map[peer.Name]*report), routes: c.routes, refused: make(map[netip.Addr]bool), neighbours: make(map[netip.Addr]resolve.Place)}
 	if c.sys == nil {
 		c.sys = Linux
 	}
@@ -334,6 +339,8 @@ func (c *Controller) offer(a netip.Addr) plan.Offer {
 	}
 	if !c.trusts(a) {
 		o.Verdict = wire.FastEncrypted
+	} else if a.Is4() && c.expressErr == nil && !within(a, c.cfg.NoExpressTo) {
+		o.Plain = plan.SetOf(c.cfg.Encaps)
 	}
 	return o
 }
@@ -474,7 +481,7 @@ func (c *Controller) tick(now time.Time) {
 
 // next returns when tick must be called at the latest; zero for never.
 func (c *Controller) next() (next time.Time) {
-	if !c.adopted.empty() {
+	if !c.adopted.empty() || len(c.bound.unconfirmed) > 0 {
 		next = c.opened.Add(adoptTimeout)
 	}
 	for _, l := range c.adopted.paths {
@@ -492,7 +499,7 @@ func (c *Controller) next() (next time.Time) {
 			if t := l.Next(); !t.IsZero() && (next.IsZero() || t.Before(next)) {
 				next = t
 			}
-			if l.Up() && c.trafficAt.Before(next) {
+			if (l.Up() || l.Plain()) && c.trafficAt.Before(next) {
 				next = c.trafficAt
 			}
 		}
@@ -511,7 +518,7 @@ func (c *Controller) watchTraffic(now time.Time) {
 	var carried map[uint16]uint64 // by the short id of the next hop
 	for _, set := range []map[peer.Name]*link{c.links, c.sessionless} {
 		for _, l := range set {
-			if !l.Up() {
+			if !l.Up() && !l.Plain() {
 				continue
 			}
 			if carried == nil {
@@ -532,7 +539,7 @@ func (c *Controller) watchTraffic(now time.Time) {
 func (c *Controller) carried() map[uint16]uint64 {
 	n := make(map[uint16]uint64)
 	for id, p := range c.installed.Peers {
-		if p.Next == 0 {
+		if !p.Carries() {
 			continue
 		}
 		t, err := c.kernel.Traffic(id)

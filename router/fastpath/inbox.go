@@ -10,6 +10,7 @@ import (
 	"github.com/weft-net/weft/router/ethernet"
 	"github.com/weft-net/weft/router/fastpath/plan"
 	"github.com/weft-net/weft/router/origin"
+	"github.com/weft-net/weft/router/resolve"
 	"github.com/weft-net/weft/router/wire"
 )
 
@@ -28,9 +29,9 @@ type inbox struct {
 	bansChanged bool
 	// refused are the hosts with which a handshake failed, and whether this host dialled.
 	refused map[netip.Addr]bool
-	// neighbours are IP addresses that moved, with their MAC addresses, zero for those that are
+	// neighbours are IP addresses that moved, with their places, zero for those that are
 	// nowhere. There are no more than the mesh has.
-	neighbours map[netip.Addr]ethernet.MAC
+	neighbours map[netip.Addr]resolve.Place
 }
 
 // maxRefused bounds inbox.refused, which strangers can make grow. What does not fit is
@@ -243,7 +244,7 @@ func (c *Controller) receive(now time.Time) {
 		c.from = origin.New(c.routes.From, c.from, c.since())
 	}
 	c.mu.Unlock()
-	c.writeNeighbours(neighbours)
+	c.writeNeighbours(neighbours, now)
 	for n, p := range pending {
 		l := c.links[n]
 		if p.down {

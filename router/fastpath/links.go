@@ -41,6 +41,7 @@ func (c *Controller) beginSession(n peer.Name, s Session, now time.Time) {
 		MTU: c.cfg.MTU, Epoch: c.cfg.Epoch, Nonce: newNonce, Own: c.offer(s.Addr), Addr: s.Addr,
 		Pace: func() time.Duration { return liveness.Pace(c.busy) }, Unread: c.host.Backlog,
 		Links: func() int { return len(c.links) }, Carries: func() bool { return c.host.Carries(n) },
+		Encaps: c.cfg.Encaps, Ends: func(f plan.Family) (own, peers netip.Addr) { return c.bound.ends(c.self, n, f, time.Now()) },
 	}, now)
 	c.links[n] = l
 	c.apply(l, now, effects)
@@ -84,7 +85,7 @@ const (
 // useOf returns what frames a path may carry.
 func (c *Controller) useOf(l *link, now time.Time) use {
 	switch heard := l.Heard(); {
-	case l.Up():
+	case l.Up(), l.Plain():
 		return used
 	case !heard.IsZero() && now.Sub(heard) < lastResortTimeout:
 		return lastResort
@@ -209,7 +210,10 @@ func (c *Controller) show(l *link, now time.Time) {
 	if c.links[l.peer] != l {
 		return
 	}
-	s := LinkStatus{Up: l.Up(), Encrypted: l.Encrypted(), RTT: l.RTT()}
+	s := LinkStatus{Up: l.Up(), Encrypted: l.Encrypted(), RTT: l.RTT(), Encaps: [2]plan.Encap{l.Encap(plan.V4), l.Encap(plan.V6)}}
+	if s.Up {
+		s.EncapReason = l.EncapReason(now)
+	}
 	l.wasUp = l.wasUp || s.Up
 	switch {
 	case s.Up:
@@ -224,6 +228,10 @@ func (c *Controller) show(l *link, now time.Time) {
 	old, known := c.shown[l.peer]
 	c.shown[l.peer] = s
 	c.mu.Unlock()
+	if known && old.Encaps != s.Encaps {
+		c.stale = true
+		c.log.Info("encapsulation changed", "peer", l.peer, "addr", l.Addr(), "ipv4", s.Encaps[plan.V4], "ipv6", s.Encaps[plan.V6])
+	}
 	if !known || old.Up != s.Up {
 		c.stale = true
 		l.use = c.useOf(l, now)

@@ -1,40 +1,119 @@
 package fastpath
 
 import (
+	"maps"
 	"net/netip"
+	"time"
 
+	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/router/ethernet"
 	"github.com/weft-net/weft/router/fastpath/kernel"
+	"github.com/weft-net/weft/router/fastpath/plan"
 	"github.com/weft-net/weft/router/resolve"
 )
 
-// maxNeighbours is how many IP addresses one round of the loop writes to the kernel. When a router
-// starts it hears of all addresses of the mesh at once, and echoes must not wait for them.
-const maxNeighbours = 256
+const (
+	// maxNeighbours is how many IP addresses one round of the loop writes to the kernel. When a router
+	// starts it hears of all addresses of the mesh at once, and echoes must not wait for them.
+	maxNeighbours = 256
+	// knownFor is how long an address must have been known before a probe by plain packets uses it, as
+	// the programs have it for other packets: then its binding is known at the other end, too.
+	knownFor = 3 * time.Second
+)
+
+// bound is where the IP addresses are that are bound to containers.
+type bound struct {
+	of map[peer.Name]map[netip.Addr]place
+	at map[netip.Addr]peer.Name
+	// unconfirmed are what an earlier process left in the kernel and this one has not heard of yet.
+	unconfirmed map[netip.Addr]kernel.Neighbour
+	probed      map[peer.Name]*[2]netip.Addr // by family: those that probes use
+	self        uint16                       // short id of this host when its addresses were written
+}
+
+type place struct {
+	mac   ethernet.MAC
+	since time.Time
+}
+
+func newBound() bound {
+	return bound{
+		of: make(map[peer.Name]map[netip.Addr]place), at: make(map[netip.Addr]peer.Name),
+		unconfirmed: make(map[netip.Addr]kernel.Neighbour), probed: make(map[peer.Name]*[2]netip.Addr),
+	}
+}
+
+// set says where an address is, nowhere if p is zero.
+func (b *bound) set(a netip.Addr, p resolve.Place, now time.Time) {
+	if was, ok := b.at[a]; ok {
+		if was == p.At && b.of[was][a].mac == p.MAC {
+			return
+		}
+		delete(b.of[was], a)
+		if len(b.of[was]) == 0 {
+			delete(b.of, was)
+			delete(b.probed, was)
+		}
+		delete(b.at, a)
+	}
+	if p.IsZero() {
+		return
+	}
+	if b.of[p.At] == nil {
+		b.of[p.At] = make(map[netip.Addr]place)
+	}
+	b.of[p.At][a], b.at[a] = place{p.MAC, now}, p.At
+}
+
+// ends returns addresses of two peers for probes.
+func (b *bound) ends(self, n peer.Name, f plan.Family, now time.Time) (own, peers netip.Addr) {
+	return b.probe(self, f, now), b.probe(n, f, now)
+}
+
+// probe returns the address of a peer for probes: always the same while it is there.
+func (b *bound) probe(n peer.Name, f plan.Family, now time.Time) netip.Addr {
+	last := b.probed[n]
+	if last != nil {
+		if _, there := b.of[n][last[f]]; there {
+			return last[f]
+		}
+	}
+	for a, p := range b.of[n] {
+		if plan.FamilyOf(a) == f && now.Sub(p.since) > knownFor {
+			if last == nil {
+				last = new([2]netip.Addr)
+				b.probed[n] = last
+			}
+			last[f] = a
+			return a
+		}
+	}
+	return netip.Addr{}
+}
 
 // Moved reports changes of where IP addresses are, in order. The kernel answers requests for the MAC
-// addresses of those to which it forwards frames.
+// addresses of those to which it forwards frames, and sends plain packets between them.
 func (c *Controller) Moved(list []resolve.Change) {
 	if !c.attached || len(list) == 0 {
 		return
 	}
 	c.mu.Lock()
 	for _, ch := range list {
-		c.in.neighbours[ch.Addr] = ch.New.MAC
+		c.in.neighbours[ch.Addr] = ch.New
 	}
 	c.mu.Unlock()
 	c.in.signal()
 }
 
-// takeNeighbours returns some of the changed addresses with their MAC addresses, zero for those that are
+// takeNeighbours returns some of the changed addresses with their places, zero for those that are
 // nowhere. mu is held.
-func (in *inbox) takeNeighbours() map[netip.Addr]ethernet.MAC {
+func (in *inbox) takeNeighbours() map[netip.Addr]resolve.Place {
 	if len(in.neighbours) <= maxNeighbours {
 		all := in.neighbours
-		in.neighbours = make(map[netip.Addr]ethernet.MAC)
+		in.neighbours = make(map[netip.Addr]resolve.Place)
 		return all
 	}
-	some := make(map[netip.Addr]ethernet.MAC, maxNeighbours)
+	some := make(map[netip.Addr]resolve.Place, maxNeighbours)
 	for a, m := range in.neighbours {
 		if len(some) == maxNeighbours {
 			break
@@ -46,22 +125,69 @@ func (in *inbox) takeNeighbours() map[netip.Addr]ethernet.MAC {
 	return some
 }
 
-// writeNeighbours writes changed addresses to the kernel. One that cannot be written is not there: then
-// the router answers.
-func (c *Controller) writeNeighbours(list map[netip.Addr]ethernet.MAC) {
-	for a, m := range list {
-		var err error
-		if m != (ethernet.MAC{}) {
-			err = c.kernel.PutNeighbour(a, m)
+// writeNeighbours writes changed addresses to the kernel.
+func (c *Controller) writeNeighbours(list map[netip.Addr]resolve.Place, now time.Time) {
+	for a, p := range list {
+		c.bound.set(a, p, now)
+		c.writeNeighbour(a, now)
+	}
+}
+
+// writeNeighbour writes an address to the kernel. One that cannot be written is not there: then the router
+// answers, and packets go by VXLAN.
+func (c *Controller) writeNeighbour(a netip.Addr, now time.Time) {
+	var err error
+	at, known := c.bound.at[a]
+	if known {
+		n := kernel.Neighbour{MAC: c.bound.of[at][a].mac, Peer: c.idOf(at)}
+		if was, ok := c.bound.unconfirmed[a]; ok && n.Peer == 0 && was.MAC == n.MAC && c.adopting(now) {
+			return // the routes that have the peer's id come soon
 		}
-		if m == (ethernet.MAC{}) || err != nil {
-			if e := c.kernel.DeleteNeighbour(a); e != nil {
-				err = e
-			}
+		delete(c.bound.unconfirmed, a)
+		err = c.kernel.PutNeighbour(a, n)
+	}
+	if !known || err != nil {
+		delete(c.bound.unconfirmed, a)
+		if e := c.kernel.DeleteNeighbour(a); e != nil {
+			err = e
 		}
-		if err != nil {
-			c.log.Debug("cannot copy the MAC address of an IP address to the kernel", "addr", a, "err", err)
+	}
+	if err != nil {
+		c.log.Debug("cannot copy the place of an IP address to the kernel", "addr", a, "err", err)
+	}
+}
+
+// idOf returns the short id of a peer, 0 if it has none.
+func (c *Controller) idOf(n peer.Name) uint16 {
+	if n == c.self {
+		return c.shortID
+	}
+	return c.ids[n]
+}
+
+// moveNeighbours writes the addresses of peers that have other short ids than in old.
+func (c *Controller) moveNeighbours(old map[peer.Name]uint16, now time.Time) {
+	self := c.bound.self
+	c.bound.self = c.shortID
+	for n, addrs := range c.bound.of {
+		if n == c.self && c.shortID == self || n != c.self && c.ids[n] == old[n] {
+			continue
 		}
+		for a := range addrs {
+			c.writeNeighbour(a, now)
+		}
+	}
+}
+
+// adoptNeighbours reads the addresses that an earlier process left in the kernel.
+func (c *Controller) adoptNeighbours() error {
+	return c.kernel.Neighbours(func(a netip.Addr, n kernel.Neighbour) bool { c.bound.unconfirmed[a] = n; return true })
+}
+
+// dropUnconfirmed deletes the addresses of an earlier process that this one has not heard of.
+func (c *Controller) dropUnconfirmed(now time.Time) {
+	for a := range maps.Clone(c.bound.unconfirmed) {
+		c.writeNeighbour(a, now)
 	}
 }
 

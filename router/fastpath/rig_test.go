@@ -15,6 +15,7 @@ import (
 	"github.com/weft-net/weft/mesh/topology"
 	"github.com/weft-net/weft/router/ethernet"
 	"github.com/weft-net/weft/router/fastpath"
+	"github.com/weft-net/weft/router/fastpath/kernel"
 	"github.com/weft-net/weft/router/fastpath/kerneltest"
 	"github.com/weft-net/weft/router/mac"
 	"github.com/weft-net/weft/router/offload"
@@ -47,6 +48,7 @@ type router struct {
 	offers map[peer.Name]wire.Control // to each neighbour, last
 	silent map[netip.Addr]bool        // neighbours whose kernels do not echo
 	card   bool                       // computes wrong checksums inside VXLAN
+	plain  map[kernel.Encap]bool      // encapsulations that pass the underlay
 	up     map[peer.Name]bool         // as the controller reported
 	checks map[peer.Name]int          // likewise
 }
@@ -60,6 +62,10 @@ func (r *router) Send(to peer.Name, c wire.Control) {
 
 // Inject implements fastpath.Host.
 func (r *router) Inject(_ offload.Header, frame []byte) {
+	if p, ok := kerneltest.ParsePlainProbe(frame); ok {
+		r.echoPlain(p)
+		return
+	}
 	p, ok := kerneltest.ParseProbe(frame)
 	if !ok {
 		r.t.Errorf("injected %x, which is no probe", frame)
@@ -72,6 +78,26 @@ func (r *router) Inject(_ offload.Header, frame []byte) {
 	}
 	e := fastpath.Echo{From: p.To, Nonce: p.Nonce, Summed: !r.card || r.m.SoftwareChecksums()}
 	time.AfterFunc(rtt, func() { r.Echoed(e) })
+}
+
+// echoPlain plays the kernel of a neighbour.
+func (r *router) echoPlain(p kernel.PlainProbe) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if e := r.m.Peer(p.Dst); r.plain[p.Encap] && e.Next == p.Dst && e.Ifindex != 0 && r.m.Plain() {
+		e := fastpath.Echo{From: kernel.ToAddr(e.Remote), Nonce: p.Nonce, Summed: true}
+		time.AfterFunc(rtt, func() { r.Echoed(e) })
+	}
+}
+
+// passes says which plain packets pass the underlay.
+func (r *router) passes(encaps ...kernel.Encap) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.plain = make(map[kernel.Encap]bool)
+	for _, e := range encaps {
+		r.plain[e] = true
+	}
 }
 
 // SetFast implements fastpath.Host.

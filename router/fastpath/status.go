@@ -8,6 +8,7 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/router/ethernet"
 	"github.com/weft-net/weft/router/fastpath/kernel"
+	"github.com/weft-net/weft/router/fastpath/plan"
 )
 
 // LinkStatus is the status of the fast path to one neighbour at one moment.
@@ -17,6 +18,10 @@ type LinkStatus struct {
 	Reason        error // why not up, or why not express; nil if express
 	RTT           time.Duration
 	MTU           int // of containers' packets that pass, in bytes, if up
+	// Encaps are those of packets of each family between known addresses. EncapReason says why they are
+	// not the best that the settings allow; nil if they are.
+	Encaps      [2]plan.Encap
+	EncapReason error
 }
 
 // KeptPath is the fast path to a neighbour that has no session, as its router is away.

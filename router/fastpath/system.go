@@ -46,8 +46,10 @@ type Kernel interface {
 	Remotes(yield func(a netip.Addr, r kernel.Remote) bool) error
 	Traffic(id uint16) (kernel.Traffic, error)
 	Drops() map[string]uint64
-	PutNeighbour(a netip.Addr, mac [6]byte) error
+	PutNeighbour(a netip.Addr, n kernel.Neighbour) error
 	DeleteNeighbour(a netip.Addr) error
+	Neighbours(yield func(a netip.Addr, n kernel.Neighbour) bool) error
+	SetPlain(on bool) error
 	Requests() kernel.Requests
 }
 

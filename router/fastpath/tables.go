@@ -2,6 +2,7 @@ package fastpath
 
 import (
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/weft-net/weft/mesh/peer"
@@ -41,12 +42,17 @@ func (c *Controller) wantTables() plan.Tables {
 		}
 		hops[l.peer] = plan.Hop{
 			Remote: l.Remote(), Local: l.hop.Local, Gateway: l.hop.Gateway, Ifindex: l.hop.Ifindex, MTU: c.cfg.MTU,
-			Up: c.carries(l) && c.ids[l.peer] == l.PeerID(), Express: c.expressLinkErr(l) == nil,
 		}
-		if h := hops[l.peer]; h.Express && !c.underlay(h.Ifindex).Netfilter {
-			h.Direct = true
-			hops[l.peer] = h
+		h := hops[l.peer]
+		carries := c.carries(l) && c.ids[l.peer] == l.PeerID()
+		h.Up, h.Express = carries && (l.Up() || !l.Plain()), c.expressLinkErr(l) == nil
+		if h.Express {
+			h.Direct, h.Accepts = !c.underlay(h.Ifindex).Netfilter, l.Accepts()
 		}
+		if h.Accepts && carries {
+			h.Encaps = [2]plan.Encap{l.Encap(plan.V4), l.Encap(plan.V6)}
+		}
+		hops[l.peer] = h
 	}
 	c.mu.Lock()
 	lost := maps.Clone(c.lost)
@@ -119,7 +125,9 @@ func (c *Controller) takeIDs(now time.Time) {
 	if !maps.Equal(c.names, names) {
 		c.resync = true
 	}
+	old := c.ids
 	c.ids, c.names = ids, names
+	c.moveNeighbours(old, now)
 }
 
 // knownIDs returns the short ids of peers. The mesh forgets those of a peer whose router is
@@ -158,6 +166,10 @@ func (c *Controller) writeTables(want plan.Tables) {
 		}
 	}
 	c.attachUnderlays(under)
+	plain := slices.ContainsFunc(slices.Collect(maps.Values(want.Peers)), func(p plan.Peer) bool { return p.Accepts })
+	if err := c.kernel.SetPlain(plain); err != nil {
+		c.log.Warn("cannot switch plain packets", "on", plain, "err", err)
+	}
 	c.tablesErr = want.Apply(c.installed, kernel.Maps{Tables: c.kernel})
 	if c.tablesErr != nil {
 		c.log.Warn("cannot write the tables of the fast path", "err", c.tablesErr)

@@ -35,7 +35,8 @@ import (
 //	answer   | 2 | round 4 | index 4 | key 32 | suite 1 | index of the offer 4 |
 //	confirm  | 3 | round 4 |
 //	renew    | 4 |
-//	fast     | 5 | verdict 1 | short id 2 | port 2 |  and, if there is a tunnel,  | tunnel port 2 | tunnel key 32 |
+//	fast     | 5 | verdict 1 | short id 2 | port 2 | encapsulations 1 |
+//	         |  and, if there is a tunnel,  | tunnel port 2 | tunnel key 32 |
 
 // ControlType is the first byte of a message. Numbers are append-only.
 type ControlType uint8
@@ -90,8 +91,13 @@ type Control struct {
 	Verdict Verdict // fast
 	ShortID uint16  // fast: of the sender, 12 bits; 0 for none
 	Port    uint16  // fast: UDP port of the sender's VXLAN
+	Encaps  Encaps  // fast
 	Tunnel  Tunnel  // fast
 }
+
+// Encaps is a set of encapsulations of IP packets without VXLAN that the sender uses and accepts: bit n
+// stands for number n of package plan. Unknown bits mean nothing.
+type Encaps uint8
 
 // Tunnel is the sender's end of an encrypted tunnel of the kernel, WireGuard.
 type Tunnel struct {
@@ -104,7 +110,7 @@ func (t Tunnel) Valid() bool { return t.Key != [32]byte{} && t.Port != 0 }
 
 const (
 	keysLen = 1 + 4 + 4 + 32
-	fastLen = 1 + 1 + 2 + 2
+	fastLen = 1 + 1 + 2 + 2 + 1
 	// tunnelLen is the length of the optional fields.
 	tunnelLen = 2 + 32
 	// MaxShortID is the largest short id of a peer.
@@ -121,6 +127,7 @@ func (c *Control) Append(b []byte) []byte {
 		b = append(b, byte(c.Verdict))
 		b = binary.BigEndian.AppendUint16(b, c.ShortID)
 		b = binary.BigEndian.AppendUint16(b, c.Port)
+		b = append(b, byte(c.Encaps))
 		if c.Tunnel.Valid() {
 			b = append(binary.BigEndian.AppendUint16(b, c.Tunnel.Port), c.Tunnel.Key[:]...)
 		}
@@ -167,6 +174,7 @@ func ParseControl(b []byte) (c Control, known bool, err error) {
 	}
 	if c.Type == Fast {
 		c.Verdict, c.ShortID, c.Port = Verdict(b[1]), binary.BigEndian.Uint16(b[2:]), binary.BigEndian.Uint16(b[4:])
+		c.Encaps = Encaps(b[6])
 		if c.ShortID > MaxShortID {
 			return c, true, fmt.Errorf("link control type %d: short id %d: %w", c.Type, c.ShortID, ErrFormat)
 		}

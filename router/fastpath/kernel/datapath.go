@@ -111,9 +111,6 @@ func Open(o Options) (_ *Datapath, err error) {
 	if err := d.load(spec); err != nil {
 		return nil, err
 	}
-	if err := d.clearNeighbours(); err != nil {
-		return nil, failed("remove what an earlier process knew", err)
-	}
 	if err := d.bind(); err != nil {
 		return nil, failed("check for which configuration the state of an earlier process is valid", err)
 	}
@@ -212,7 +209,7 @@ func (d *Datapath) SetBinding(b Binding) error {
 	return nil
 }
 
-// clear removes all peers, neighbours and MAC addresses, what frames are sent by first.
+// clear removes all peers, neighbours, MAC and IP addresses, what frames are sent by first.
 func (d *Datapath) clear() error {
 	var errs []error
 	for id := range uint16(MaxPeers) {
@@ -220,13 +217,18 @@ func (d *Datapath) clear() error {
 	}
 	var remotes []netip.Addr
 	var macs [][6]byte
-	errs = append(errs, d.Remotes(func(a netip.Addr, _ Remote) bool { remotes = append(remotes, a); return true }),
+	var addrs []netip.Addr
+	errs = append(errs, d.Neighbours(func(a netip.Addr, _ Neighbour) bool { addrs = append(addrs, a); return true }),
+		d.Remotes(func(a netip.Addr, _ Remote) bool { remotes = append(remotes, a); return true }),
 		d.MACs(func(m [6]byte, _ MACEntry) bool { macs = append(macs, m); return true }))
 	for _, a := range remotes {
 		errs = append(errs, d.DeleteRemote(a))
 	}
 	for _, m := range macs {
 		errs = append(errs, d.DeleteMAC(m))
+	}
+	for _, a := range addrs {
+		errs = append(errs, d.DeleteNeighbour(a))
 	}
 	return errors.Join(errs...)
 }
@@ -261,6 +263,7 @@ func (d *Datapath) makeDevices() error {
 	if o.Express {
 		d.config.Flags = ConfigExpress
 	}
+	d.config.Flags |= old.Flags & ConfigPlain
 	if err := d.putConfig(d.config); err != nil {
 		return failed("set up", err)
 	}
@@ -376,13 +379,19 @@ func (d *Datapath) Self() uint16 {
 
 // SetExpress allows or forbids frames to bypass the bridge and the VXLAN device.
 // Programs stay attached.
-func (d *Datapath) SetExpress(on bool) error {
+func (d *Datapath) SetExpress(on bool) error { return d.setFlag(ConfigExpress, on) }
+
+// SetPlain says whether a peer has PeerPlain. If none has, other packets of this host pass the programs
+// faster.
+func (d *Datapath) SetPlain(on bool) error { return d.setFlag(ConfigPlain, on) }
+
+func (d *Datapath) setFlag(f ConfigFlags, on bool) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	c := d.config
-	c.Flags &^= ConfigExpress
+	c.Flags &^= f
 	if on {
-		c.Flags |= ConfigExpress
+		c.Flags |= f
 	}
 	return d.putConfig(c)
 }

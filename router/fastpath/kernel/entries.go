@@ -78,15 +78,16 @@ func (d *Datapath) PutPeer(id uint16, e PeerEntry) error {
 		return nil
 	}
 	const ways = PeerFast | PeerExpress | PeerDirect
-	if old.Flags&ways != 0 && (old.Remote != e.Remote || old.Local != e.Local || old.Gateway != e.Gateway || old.Ifindex != e.Ifindex) {
-		old.Flags &^= ways
+	leaves := func(e PeerEntry) bool { return e.Flags&ways != 0 || e.Encap4|e.Encap6 != EncapVXLAN }
+	if leaves(old) && (old.Remote != e.Remote || old.Local != e.Local || old.Gateway != e.Gateway || old.Ifindex != e.Ifindex) {
+		old.Flags, old.Encap4, old.Encap6 = old.Flags&^ways, EncapVXLAN, EncapVXLAN
 		if err := d.c.Peers.Put(uint32(id), &old); err != nil {
 			return wrap(err)
 		}
 	}
-	if old.Flags&ways == 0 && e.Flags&ways != 0 {
+	if !leaves(old) && leaves(e) {
 		quiet := e
-		quiet.Flags &^= ways
+		quiet.Flags, quiet.Encap4, quiet.Encap6 = quiet.Flags&^ways, EncapVXLAN, EncapVXLAN
 		if err := d.c.Peers.Put(uint32(id), &quiet); err != nil {
 			return wrap(err)
 		}

@@ -55,6 +55,7 @@ type lab struct {
 	bridged bool // with express: frames cross the bridge
 	mtu     int  // of peers, if not labMTU
 	noTCX   bool
+	encap   Encap // not EncapVXLAN: nothing goes by VXLAN
 }
 
 func newLab(t testing.TB, n int, l lab) []*host {
@@ -201,6 +202,7 @@ func (h *host) meet(o *host, l lab) {
 	h.t.Helper()
 	if h == o {
 		h.putMAC(h.mac, h.id, uint32(h.veth), l.express)
+		h.know(h)
 		return
 	}
 	next := h.id + 1
@@ -218,6 +220,15 @@ func (h *host) meet(o *host, l lab) {
 	if next != o.id {
 		e.From[0] = next
 	}
+	if l.encap != EncapVXLAN && next == o.id {
+		e.Flags, e.Encap4, e.Encap6 = e.Flags&^PeerFast|PeerPlain, l.encap, l.encap
+		if err := h.SetPlain(true); err != nil {
+			h.t.Fatal(err)
+		}
+		// IPv6 packets to a next hop of IPv4 need it.
+		h.do(func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644) })
+	}
+	h.know(o)
 	if err := h.PutPeer(o.id, e); err != nil {
 		h.t.Fatal(err)
 	}
@@ -231,6 +242,22 @@ func (h *host) meet(o *host, l lab) {
 		}
 	}
 	neighbour(h.t, h.c, "ethwe", o.mac, o.addr(), o.addr6())
+}
+
+// know tells the kernel long ago where the addresses of o are.
+func (h *host) know(o *host) {
+	h.t.Helper()
+	for _, a := range []netip.Addr{o.addr(), o.addr6()} {
+		h.putNeighbour(a, Neighbour{MAC: o.mac, Peer: o.id})
+	}
+}
+
+func (h *host) putNeighbour(a netip.Addr, n Neighbour) {
+	h.t.Helper()
+	key := AddrOf(a)
+	if err := h.Datapath.c.bpfMaps.Neighbours.Put(&key, &n); err != nil {
+		h.t.Fatal(err)
+	}
 }
 
 func neighbour(t testing.TB, ns, iface string, mac [6]byte, addrs ...netip.Addr) {

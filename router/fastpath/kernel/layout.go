@@ -38,6 +38,13 @@ type MACKey struct {
 	_    [2]byte
 }
 
+// Neighbour is struct neighbour of bpf/weft.h: where an IP address is.
+type Neighbour struct {
+	MAC   [6]byte
+	Peer  uint16 // short id of its host, 0 if not known
+	Since uint64 // when this host heard of it, on the clock of MACEntry.Seen
+}
+
 // MACFlags are the flags of a MAC address.
 type MACFlags uint16
 
@@ -65,18 +72,32 @@ const (
 	PeerExpress                       // they may bypass the VXLAN device; from a neighbour they may come so
 	PeerDirect                        // so may frames that crossed the bridge
 	PeerAny                           // any neighbour may relay its frames: From is too short
+	PeerPlain                         // IP packets without VXLAN may come from it
+)
+
+// Encap is how IP packets between addresses that are known to be at containers go to a neighbour. VXLAN
+// carries all other frames.
+type Encap uint8
+
+// Encapsulations. The numbers are on the wire, in probes.
+const (
+	EncapVXLAN Encap = iota
+	EncapIPIP        // RFC 2003, RFC 4213: without Ethernet header, behind an IPv4 header
+	EncapNone        // without Ethernet header, as they are
 )
 
 // PeerEntry is struct peer_entry of bpf/weft.h: how frames for a peer leave.
 type PeerEntry struct {
-	Flags   PeerFlags
-	Next    uint16 // short id of the next hop
-	MTU     uint16 // largest IP packet inside, bytes
-	_       uint16
-	Ifindex uint32 // underlay interface, for express
-	Remote  Addr   // of the next hop
-	Local   Addr   // of this host towards it
-	Gateway Addr   // next hop on the underlay
+	Flags PeerFlags
+	Next  uint16 // short id of the next hop
+	MTU   uint16 // largest IP packet inside, bytes
+	// Encap4 and Encap6 are those of packets of IPv4 and IPv6 between known addresses, if the peer is
+	// the next hop.
+	Encap4, Encap6 Encap
+	Ifindex        uint32 // underlay interface, for express
+	Remote         Addr   // of the next hop
+	Local          Addr   // of this host towards it
+	Gateway        Addr   // next hop on the underlay
 	// From are the short ids of the neighbours that may relay frames of the peer.
 	From [plan.MaxFrom]uint16
 }
@@ -100,8 +121,11 @@ type Traffic struct {
 // ConfigFlags are the flags of Config.
 type ConfigFlags uint16
 
-// ConfigExpress allows frames to bypass the bridge.
-const ConfigExpress ConfigFlags = 1
+// Flags of Config.
+const (
+	ConfigExpress ConfigFlags = 1 << iota // frames may bypass the bridge
+	ConfigPlain                           // a peer has PeerPlain
+)
 
 // Config is struct config of bpf/weft.h: this host.
 type Config struct {
@@ -164,11 +188,12 @@ const (
 	DropLoop                            // the next hop is where it came from
 	DropMisrouted                       // of a peer whose frames the routes do not lead over that neighbour
 	DropExpired                         // the router has been away for too long
+	DropCongestion                      // marked by a router, and the sender does not know marks (RFC 6040)
 	numDrops
 )
 
 var dropNames = [numDrops]string{
-	"short", "source", "unknown_remote", "vni", "spoofed", "ttl", "no_tap", "redirect", "format", "loop", "misrouted", "expired",
+	"short", "source", "unknown_remote", "vni", "spoofed", "ttl", "no_tap", "redirect", "format", "loop", "misrouted", "expired", "congestion",
 }
 
 // String returns the label of the reason in metrics and status.

@@ -32,6 +32,20 @@ func RemoteOf(r plan.Remote) Remote {
 	return Remote{Peer: r.Peer, Local: AddrOf(r.Local), Key: r.Key}
 }
 
+// PeerOf is the inverse of EntryOf.
+func PeerOf(e PeerEntry) plan.Peer {
+	p := plan.Peer{From: e.From, FromAny: e.Flags&PeerAny != 0, Next: e.Next}
+	if e.Next == 0 {
+		return p
+	}
+	p.Hop = plan.Hop{
+		Remote: ToAddr(e.Remote), Local: ToAddr(e.Local), Gateway: ToAddr(e.Gateway), Ifindex: int(e.Ifindex), MTU: int(e.MTU),
+		Up: e.Flags&PeerFast != 0, Express: e.Flags&PeerExpress != 0, Direct: e.Flags&PeerDirect != 0, Accepts: e.Flags&PeerPlain != 0,
+		Encaps: [2]plan.Encap{plan.V4: plan.Encap(e.Encap4), plan.V6: plan.Encap(e.Encap6)},
+	}
+	return p
+}
+
 // EntryOf returns the entry of a peer.
 func EntryOf(p plan.Peer) PeerEntry {
 	e := PeerEntry{Flags: PeerKnown, From: p.From}
@@ -41,13 +55,19 @@ func EntryOf(p plan.Peer) PeerEntry {
 	if p.Next == 0 {
 		return e
 	}
-	e.Flags |= PeerFast
+	if p.Up {
+		e.Flags |= PeerFast
+	}
+	if p.Accepts {
+		e.Flags |= PeerPlain
+	}
 	if p.Express {
 		e.Flags |= PeerExpress
 	}
 	if p.Direct {
 		e.Flags |= PeerDirect
 	}
+	e.Encap4, e.Encap6 = Encap(p.Encaps[plan.V4]), Encap(p.Encaps[plan.V6])
 	e.Next, e.MTU, e.Ifindex = p.Next, uint16(min(p.MTU, 65535)), uint32(p.Ifindex)
 	e.Remote, e.Local, e.Gateway = AddrOf(p.Remote), AddrOf(p.Local), AddrOf(p.Gateway)
 	return e

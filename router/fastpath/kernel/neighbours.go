@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 
@@ -25,11 +26,25 @@ const (
 	numRequests
 )
 
-// PutNeighbour says at which MAC address an IP address is, on whatever host.
-func (d *Datapath) PutNeighbour(a netip.Addr, mac [6]byte) error {
+// PutNeighbour says where an IP address is. An entry that differs in nothing else keeps its Since, and a
+// new one is known from now on.
+func (d *Datapath) PutNeighbour(a netip.Addr, n Neighbour) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	key := AddrOf(a)
-	if err := d.c.Neighbours.Put(&key, &MACKey{Addr: mac}); err != nil {
-		return fmt.Errorf("write neighbour %s, MAC address %x: %w", a, mac, err)
+	wrap := func(err error) error {
+		return fmt.Errorf("write neighbour %s, MAC address %x, peer %d: %w", a, n.MAC, n.Peer, err)
+	}
+	var old Neighbour
+	switch err := d.c.bpfMaps.Neighbours.Lookup(&key, &old); {
+	case err == nil && old.MAC == n.MAC && old.Peer == n.Peer:
+		return nil
+	case err != nil && !errors.Is(err, ebpf.ErrKeyNotExist):
+		return wrap(err)
+	}
+	n.Since = BootTime()
+	if err := d.c.bpfMaps.Neighbours.Put(&key, &n); err != nil {
+		return wrap(err)
 	}
 	return nil
 }
@@ -37,20 +52,14 @@ func (d *Datapath) PutNeighbour(a netip.Addr, mac [6]byte) error {
 // DeleteNeighbour deletes an IP address. It is not an error if there is no entry.
 func (d *Datapath) DeleteNeighbour(a netip.Addr) error {
 	key := AddrOf(a)
-	return deleted(d.c.Neighbours.Delete(&key), "neighbour", a.String())
+	return deleted(d.c.bpfMaps.Neighbours.Delete(&key), "neighbour", a.String())
 }
 
-// clearNeighbours deletes all IP addresses. Those of an earlier process may have moved since it ended, and
-// this one hears of all soon.
-func (d *Datapath) clearNeighbours() error {
-	var keys []Addr
-	if err := each(d.c.Neighbours, func(k Addr, _ MACKey) bool { keys = append(keys, k); return true }); err != nil {
+// Neighbours calls yield for each IP address until it returns false. Addresses that come or go meanwhile may
+// be missed.
+func (d *Datapath) Neighbours(yield func(a netip.Addr, n Neighbour) bool) error {
+	if err := each(d.c.bpfMaps.Neighbours, func(k Addr, n Neighbour) bool { return yield(ToAddr(k), n) }); err != nil {
 		return fmt.Errorf("read neighbours: %w", err)
-	}
-	for _, k := range keys {
-		if err := deleted(d.c.Neighbours.Delete(&k), "neighbour", ToAddr(k).String()); err != nil {
-			return err
-		}
 	}
 	return nil
 }

@@ -55,7 +55,7 @@ func sumND(b []byte) []byte {
 func newNeighbourBench(t *testing.T) *bench {
 	b := newBench(t)
 	for a, m := range map[netip.Addr][6]byte{ip4Here: here, ip6Here: here, ip4There: there, ip6There: there} {
-		b.check(b.PutNeighbour(a, m))
+		b.check(b.PutNeighbour(a, Neighbour{MAC: m}))
 	}
 	return b
 }
@@ -160,22 +160,43 @@ func TestRequestsAgainstTheParser(t *testing.T) {
 	}
 }
 
-// A process that starts does not believe what an earlier one knew.
-func TestNeighboursEndWithTheProcess(t *testing.T) {
+// A process that starts leaves what an earlier one knew: packets use it until the bindings come.
+func TestNeighboursOutliveTheProcess(t *testing.T) {
 	h := newHost(t, 1, lab{})
-	const many = 5000
-	a := netip.MustParseAddr("10.32.0.0")
-	for range many {
-		if err := h.PutNeighbour(a, there); err != nil {
+	entry := func() (found Neighbour) {
+		if err := h.Neighbours(func(a netip.Addr, n Neighbour) bool {
+			if a == ip4There {
+				found = n
+			}
+			return true
+		}); err != nil {
 			t.Fatal(err)
 		}
-		a = a.Next()
+		return found
 	}
+	put := func(n Neighbour) {
+		t.Helper()
+		if err := h.PutNeighbour(ip4There, n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(Neighbour{MAC: there, Peer: 2})
+	was := entry()
 	h.stop()
 	h.start()
-	n := 0
-	if err := each(h.Datapath.c.Neighbours, func(Addr, MACKey) bool { n++; return true }); err != nil || n > 0 {
-		t.Errorf("%d of %d addresses are left: %v", n, many, err)
+	put(Neighbour{MAC: there, Peer: 2})
+	if got := entry(); got != was || got.Since == 0 {
+		t.Errorf("%+v, was %+v", got, was)
+	}
+	put(Neighbour{MAC: there, Peer: 3})
+	if got := entry(); got.Peer != 3 || got.Since <= was.Since {
+		t.Errorf("%+v, was %+v", got, was)
+	}
+	h.stop()
+	h.opts.Binding = Binding{{1}}
+	h.start()
+	if got := entry(); got != (Neighbour{}) {
+		t.Errorf("known under another configuration: %+v", got)
 	}
 }
 
@@ -208,13 +229,9 @@ func TestContainersResolveInTheKernel(t *testing.T) {
 			hosts := newLab(t, 2, l)
 			for _, h := range hosts {
 				for _, o := range hosts {
-					for _, a := range []netip.Addr{o.addr(), o.addr6()} {
-						if err := h.PutNeighbour(a, o.mac); err != nil {
-							t.Fatal(err)
-						}
-						if h != o {
-							forget(t, h.c, a)
-						}
+					if h != o {
+						forget(t, h.c, o.addr())
+						forget(t, h.c, o.addr6())
 					}
 				}
 			}

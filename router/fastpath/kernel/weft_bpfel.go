@@ -54,12 +54,20 @@ type bpfMacEntry struct {
 	RxBytes   uint64
 }
 
+type bpfNeighbour struct {
+	_     structs.HostLayout
+	Addr  [6]uint8
+	Peer  uint16
+	Since uint64
+}
+
 type bpfPeerEntry struct {
 	_       structs.HostLayout
 	Flags   uint16
 	Next    uint16
 	Mtu     uint16
-	Zero    uint16
+	Encap4  uint8
+	Encap6  uint8
 	Ifindex uint32
 	Remote  [16]uint8
 	Local   [16]uint8

@@ -219,6 +219,21 @@ func (t *tunnel) Mend() error {
 
 func (t *tunnel) Close() {}
 
+// ParsePlainProbe reads what kernel.AppendPlainProbe made between addresses of IPv4; false if it is no such
+// probe.
+func ParsePlainProbe(frame []byte) (p kernel.PlainProbe, ok bool) {
+	const ip, payload = 14, 14 + 20 + 8 // as doc.go of package kernel draws it
+	if len(frame) < payload+28 || frame[5] != 3 || frame[ip] != 0x45 {
+		return p, false
+	}
+	p.From, _ = netip.AddrFromSlice(frame[ip+12 : ip+16])
+	p.To, _ = netip.AddrFromSlice(frame[ip+16 : ip+20])
+	b := frame[payload:]
+	p.Src, p.Dst, p.Encap = binary.BigEndian.Uint16(b[4:]), binary.BigEndian.Uint16(b[6:]), kernel.Encap(b[9])
+	p.Nonce = [kernel.NonceLen]byte(b[12:])
+	return p, true
+}
+
 // ParseProbe reads what kernel.AppendProbe made; false if it is no probe.
 func ParseProbe(frame []byte) (p kernel.Probe, ok bool) {
 	const nonce, to = 14 + 20 + 8, 14 + 20 + 8 + kernel.NonceLen // as doc.go of package kernel draws it

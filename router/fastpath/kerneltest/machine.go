@@ -63,11 +63,11 @@ type iface struct {
 
 // pins is what outlives the process.
 type pins struct {
-	macs    map[[6]byte]kernel.MACEntry
-	peers   map[uint16]kernel.PeerEntry
-	remotes map[netip.Addr]kernel.Remote
-	// neighbours are MAC addresses by IP address.
-	neighbours map[netip.Addr][6]byte
+	macs       map[[6]byte]kernel.MACEntry
+	peers      map[uint16]kernel.PeerEntry
+	remotes    map[netip.Addr]kernel.Remote
+	neighbours map[netip.Addr]kernel.Neighbour
+	plain      bool // a peer may send plain packets
 	traffic    map[uint16]kernel.Traffic
 	binding    kernel.Binding
 	self       uint16
@@ -126,11 +126,11 @@ func (m *Machine) OpenKernel(o kernel.Options) (fastpath.Kernel, error) {
 	if m.pins == nil {
 		m.pins = &pins{
 			macs: make(map[[6]byte]kernel.MACEntry), peers: make(map[uint16]kernel.PeerEntry),
-			remotes: make(map[netip.Addr]kernel.Remote), traffic: make(map[uint16]kernel.Traffic), events: make(chan kernel.Event, 64),
+			neighbours: make(map[netip.Addr]kernel.Neighbour),
+			remotes:    make(map[netip.Addr]kernel.Remote), traffic: make(map[uint16]kernel.Traffic), events: make(chan kernel.Event, 64),
 		}
 	}
 	m.pins.devices, m.pins.software, m.pins.express = true, false, o.Express
-	m.pins.neighbours = make(map[netip.Addr][6]byte)
 	m.note("open, express %v", o.Express)
 	m.pins.binding = o.Binding
 	return &datapath{m: m, adopted: adopted}, nil
@@ -362,6 +362,13 @@ func (m *Machine) Peer(id uint16) kernel.PeerEntry {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.pins.peers[id]
+}
+
+// Plain reports whether plain packets may come.
+func (m *Machine) Plain() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.pins.plain
 }
 
 // Echoes reports whether a probe to an address gets there and its echo back: the

@@ -2,6 +2,7 @@ package kerneltest
 
 import (
 	"errors"
+	"maps"
 	"net/netip"
 
 	"github.com/weft-net/weft/router/fastpath/kernel"
@@ -9,12 +10,16 @@ import (
 
 var errFull = errors.New("the map is full")
 
-func (d *datapath) PutNeighbour(a netip.Addr, mac [6]byte) error {
+func (d *datapath) PutNeighbour(a netip.Addr, n kernel.Neighbour) error {
 	defer d.use()()
 	if _, known := d.m.pins.neighbours[a]; !known && len(d.m.pins.neighbours) == kernel.MaxNeighbours {
 		return errFull
 	}
-	d.m.pins.neighbours[a] = mac
+	if was := d.m.pins.neighbours[a]; was.MAC == n.MAC && was.Peer == n.Peer {
+		return nil
+	}
+	n.Since = uint64(d.m.BootTime())
+	d.m.pins.neighbours[a] = n
 	return nil
 }
 
@@ -24,16 +29,29 @@ func (d *datapath) DeleteNeighbour(a netip.Addr) error {
 	return nil
 }
 
+func (d *datapath) Neighbours(yield func(a netip.Addr, n kernel.Neighbour) bool) error {
+	defer d.use()()
+	for a, n := range d.m.pins.neighbours {
+		if !yield(a, n) {
+			break
+		}
+	}
+	return nil
+}
+
+// SetPlain is as PutPeer says it.
+func (d *datapath) SetPlain(on bool) error {
+	defer d.use()()
+	d.m.pins.plain = on
+	return nil
+}
+
 // Requests is zero: no frame passes here.
 func (d *datapath) Requests() kernel.Requests { return kernel.Requests{} }
 
-// Neighbours returns the MAC addresses that the kernel knows, by IP address.
-func (m *Machine) Neighbours() map[netip.Addr][6]byte {
+// Neighbours returns the places that the kernel knows, by IP address.
+func (m *Machine) Neighbours() map[netip.Addr]kernel.Neighbour {
 	m.lock()
 	defer m.mu.Unlock()
-	list := make(map[netip.Addr][6]byte)
-	for a, mac := range m.pins.neighbours {
-		list[a] = mac
-	}
-	return list
+	return maps.Clone(m.pins.neighbours)
 }

@@ -66,6 +66,7 @@ type Offer struct {
 	ShortID uint16
 	Port    uint16
 	Tunnel  wire.Tunnel // this end of an encrypted tunnel, if it has one
+	Plain   wire.Encaps // encapsulations of plain packets that this end uses and accepts
 }
 
 // Effect is an action for the driver: one of the types below.
@@ -82,6 +83,14 @@ type (
 		Nonce    [NonceLen]byte
 		Size     int
 	}
+	// PlainProbe sends a probe that is a plain packet of Size bytes, as Probe does.
+	PlainProbe struct {
+		Encap    Encap
+		From, To netip.Addr // of containers of this host and of the peer
+		Src, Dst uint16     // short ids
+		Nonce    [NonceLen]byte
+		Size     int
+	}
 	// SumInSoftware makes the kernel compute the checksums inside VXLAN, because an
 	// echo came with a wrong checksum from the card.
 	SumInSoftware struct{}
@@ -91,6 +100,7 @@ type (
 
 func (Send) effect()          {}
 func (Probe) effect()         {}
+func (PlainProbe) effect()    {}
 func (SumInSoftware) effect() {}
 func (Suspect) effect()       {}
 
@@ -108,6 +118,11 @@ type Config struct {
 	// Carries returns whether frames use another path to the peer, and will use this one when
 	// it is up; true if nil.
 	Carries func() bool
+	// Encaps are the encapsulations of plain packets, better ones first.
+	Encaps []Encap
+	// Ends returns an address of a container of this host and one of the peer, of a family; invalid
+	// if one of them has none. Without it there are no plain packets.
+	Ends func(Family) (own, peers netip.Addr)
 }
 
 // rest returns the interval of probes on a link that carries no frames.
@@ -129,47 +144,37 @@ type Link struct {
 	transport transport // of the last update
 	out       []Effect
 
-	up          bool
-	upSince     time.Time
-	live        *liveness.Detector // used while up
-	sent        map[[NonceLen]byte]sentProbe
-	next        time.Time // when to send the next full-size probe
-	unanswered  int       // full-size probes since the last echo of one
-	asked       time.Time // when the first of them was sent
-	tryingSince time.Time // or trying again
-	fullEcho    time.Time // when the last echo of a full-size probe came
-	smallEcho   time.Time // likewise of any other
-	badChecksum time.Time // likewise of any with a wrong checksum
-	summing     bool      // SumInSoftware was emitted
-	echoesSince time.Time // since when full-size echoes come without a gap
-	hold        time.Duration
-}
-
-type sentProbe struct {
-	at   time.Time
-	size int
+	vxlan   prober
+	summing bool   // SumInSoftware was emitted
+	ways    []*way // of plain packets, better ones first
 }
 
 // NewLink returns a Link, which sends its offer first.
 func NewLink(cfg Config, now time.Time) (*Link, []Effect) {
-	l := &Link{cfg: cfg, own: cfg.Own, addr: cfg.Addr.Unmap(), live: newDetector(cfg), sent: make(map[[NonceLen]byte]sentProbe)}
+	l := newLink(cfg)
 	l.offer()
 	return l, l.flush(now)
+}
+
+func newLink(cfg Config) *Link {
+	l := &Link{cfg: cfg, own: cfg.Own, addr: cfg.Addr.Unmap()}
+	l.vxlan = newProber(&l.cfg)
+	for _, e := range cfg.Encaps {
+		for _, family := range families {
+			l.ways = append(l.ways, &way{Encap: e, family: family, prober: newProber(&l.cfg)})
+		}
+	}
+	return l
 }
 
 // ContinueLink returns a Link that is up, of an earlier process, whose peer offered far. It
 // sends no offer, and finds out by probes that it is no longer up.
 func ContinueLink(cfg Config, far Offer, now time.Time) *Link {
-	l := &Link{
-		cfg: cfg, own: cfg.Own, peer: &far, addr: cfg.Addr.Unmap(), path: math.MaxInt, ready: true, sent: make(map[[NonceLen]byte]sentProbe),
-		live: newDetector(cfg), up: true, upSince: now, next: now, fullEcho: now, echoesSince: now, tryingSince: now,
-	}
+	l := newLink(cfg)
+	l.peer, l.path, l.ready = &far, math.MaxInt, true
+	l.vxlan.resume(now)
 	l.transport = l.agreedTransport()
 	return l
-}
-
-func newDetector(cfg Config) *liveness.Detector {
-	return liveness.New(liveness.Config{Epoch: cfg.Epoch, Rest: cfg.rest, Pace: cfg.Pace, Unread: cfg.Unread})
 }
 
 // SetOwn changes the offer of this end, and sends it if the peer would see a change.
@@ -206,7 +211,7 @@ func (l *Link) SetPath(now time.Time, mtu int) []Effect {
 
 // Control handles the offer of the peer.
 func (l *Link) Control(now time.Time, c wire.Control) []Effect {
-	o := Offer{Verdict: c.Verdict, ShortID: c.ShortID, Port: c.Port, Tunnel: c.Tunnel}
+	o := Offer{Verdict: c.Verdict, ShortID: c.ShortID, Port: c.Port, Tunnel: c.Tunnel, Plain: c.Encaps}
 	if l.peer == nil || *l.peer != o {
 		if l.peer != nil && l.peer.ShortID != o.ShortID {
 			l.ready = false
@@ -219,40 +224,20 @@ func (l *Link) Control(now time.Time, c wire.Control) []Effect {
 // Echoed handles a probe that came back; summed reports whether its checksum was right.
 // Probes of other links are ignored.
 func (l *Link) Echoed(now time.Time, nonce [NonceLen]byte, summed bool) []Effect {
-	p, ok := l.sent[nonce]
-	if !ok {
-		return nil
-	}
-	delete(l.sent, nonce)
-	if !summed {
+	if p, ok := l.vxlan.answer(nonce); ok && summed {
+		l.vxlan.echoed(now, p)
+	} else if ok {
 		// No packet of a container would be accepted, so it counts as lost.
-		l.badChecksum = now
+		l.vxlan.badChecksum = now
 		if !l.summing {
 			l.summing = true
 			l.emit(SumInSoftware{})
 		}
-		return l.flush(now)
 	}
-	l.live.Answered(now, p.at)
-	if p.size != l.cfg.MTU {
-		l.smallEcho = now
-		return l.flush(now)
-	}
-	if now.Sub(l.fullEcho) >= Silence {
-		l.echoesSince = now
-	}
-	l.fullEcho, l.unanswered = now, 0
-	beat := Beat
-	if l.up && !l.live.Busy(now) {
-		beat = l.cfg.rest()
-	}
-	l.next = now.Add(beat - now.Sub(l.cfg.Epoch)%beat)
-	if l.up || now.Sub(l.echoesSince) < l.hold {
-		return l.flush(now)
-	}
-	l.up, l.upSince = true, now
-	if l.cfg.Carries == nil || l.cfg.Carries() {
-		l.live.Used(now)
+	for _, w := range l.ways {
+		if p, ok := w.answer(nonce); ok {
+			w.echoed(now, p)
+		}
 	}
 	return l.flush(now)
 }
@@ -265,51 +250,34 @@ func (l *Link) Next() time.Time {
 	if !l.ready {
 		return time.Time{}
 	}
-	next := l.next
-	if silent := l.silentAt(); l.up && l.unanswered > minOverdue && silent.Before(next) {
-		next = silent
-	}
-	if live := l.live.Next(); l.up && !live.IsZero() && live.Before(next) {
-		next = live
+	next := l.vxlan.due()
+	for _, w := range l.ways {
+		if w.tried {
+			next = earlier(next, w.due())
+		}
 	}
 	return next
 }
 
 // Used reports that frames use the link.
 func (l *Link) Used(now time.Time) []Effect {
-	if soon := now.Add(Beat); !l.Busy(now) && l.next.After(soon) {
-		l.next = now // the last full-size probe was long ago
+	l.vxlan.used(now)
+	for _, w := range l.ways {
+		if w.tried {
+			w.used(now)
+		}
 	}
-	l.live.Used(now)
 	return l.flush(now)
 }
 
 // Busy reports whether frames used the link recently.
-func (l *Link) Busy(now time.Time) bool { return l.live.Busy(now) }
+func (l *Link) Busy(now time.Time) bool { return l.vxlan.live.Busy(now) }
 
-// silentAt returns when a link in use counts as silent, if enough probes are overdue.
-func (l *Link) silentAt() time.Time {
-	at := l.fullEcho.Add(Silence)
-	if late := l.asked.Add(silentFor); late.After(at) {
-		return late
-	}
-	return at
-}
+// Up reports whether frames may use VXLAN.
+func (l *Link) Up() bool { return l.vxlan.up }
 
-// silent reports whether full-size probes on a link in use are lost.
-func (l *Link) silent(now time.Time) bool {
-	overdue := l.unanswered
-	if now.Before(l.next) {
-		overdue-- // the last one
-	}
-	return overdue >= minOverdue && !now.Before(l.silentAt())
-}
-
-// Up reports whether frames may use the fast path.
-func (l *Link) Up() bool { return l.up }
-
-// Heard returns when the last echo of a full-size probe came; zero if none came by this path.
-func (l *Link) Heard() time.Time { return l.fullEcho }
+// Heard returns when the last echo of a full-size probe came by VXLAN; zero if none came by this path.
+func (l *Link) Heard() time.Time { return l.vxlan.fullEcho }
 
 // PeerID returns the short id that the peer claims, 0 if none.
 func (l *Link) PeerID() uint16 {
@@ -343,7 +311,7 @@ func (l *Link) Remote() netip.Addr {
 }
 
 // RTT returns the smoothed round trip time of probes; 0 if not known.
-func (l *Link) RTT() time.Duration { return l.live.RTT() }
+func (l *Link) RTT() time.Duration { return l.vxlan.live.RTT() }
 
 // transport is how the two ends agree to send VXLAN.
 type transport int
@@ -388,7 +356,7 @@ func (l *Link) offer() { l.emit(Send{l.own.message()}) }
 
 // message returns the part of an offer that is sent to the peer.
 func (o Offer) message() wire.Control {
-	return wire.Control{Type: wire.Fast, Verdict: o.Verdict, ShortID: o.ShortID, Port: o.Port, Tunnel: o.Tunnel}
+	return wire.Control{Type: wire.Fast, Verdict: o.Verdict, ShortID: o.ShortID, Port: o.Port, Tunnel: o.Tunnel, Encaps: o.Plain}
 }
 
 func (l *Link) emit(e Effect) { l.out = append(l.out, e) }
@@ -396,11 +364,11 @@ func (l *Link) emit(e Effect) { l.out = append(l.out, e) }
 // flush updates the link to now and returns the effects of a step.
 func (l *Link) flush(now time.Time) []Effect {
 	l.update(now)
-	if l.ready && !now.Before(l.next) {
-		l.probe(now)
-	}
-	if l.up && l.live.Due(now) {
-		l.sendProbe(now, min(smallProbe, l.cfg.MTU))
+	if l.ready {
+		l.vxlan.send(now, func(n [NonceLen]byte, size int) {
+			l.emit(Probe{To: l.Remote(), Src: l.own.ShortID, Dst: l.peer.ShortID, Nonce: n, Size: size})
+		})
+		l.tryWays(now)
 	}
 	out := l.out
 	l.out = nil
@@ -414,61 +382,18 @@ func (l *Link) update(now time.Time) {
 	if agreed != l.transport {
 		l.transport, l.ready = agreed, false // another path
 	}
-	died := false
-	if suspect := l.live.Suspect(); l.up {
-		if died = l.live.Tick(now); !suspect && l.live.Suspect() {
-			l.emit(Suspect{})
+	if !can || !l.ready {
+		l.vxlan.stop()
+		l.summing = false
+		for _, w := range l.ways {
+			w.end()
 		}
-	}
-	switch {
-	case !can || !l.ready:
-		l.live.Reset()
-		l.up, l.fullEcho, l.smallEcho, l.badChecksum, l.summing = false, time.Time{}, time.Time{}, time.Time{}, false
-		clear(l.sent)
 		if l.ready = can; can {
-			l.tryingSince, l.next, l.unanswered, l.hold = now, now, 0, 0
+			l.vxlan.begin(now)
 		}
-	case died, l.up && l.silent(now):
-		l.up = false
-		l.live.Reset()
-		if l.hold = max(firstHold, min(2*l.hold, lastHold)); now.Sub(l.upSince) >= holdForgotten {
-			l.hold = firstHold
-		}
-		l.tryingSince, l.unanswered = now, 0
+		return
 	}
-}
-
-// probe sends a probe of full size. If the link is not up it sends a small one, too, to
-// distinguish an MTU that does not fit from a path that is blocked.
-func (l *Link) probe(now time.Time) {
-	for n, p := range l.sent {
-		if now.Sub(p.at) > Silence {
-			delete(l.sent, n)
-		}
+	if l.vxlan.update(now) {
+		l.emit(Suspect{})
 	}
-	pause := FastBeat
-	switch {
-	case l.up:
-		pause = RetryBeat
-	case l.unanswered >= Timeout:
-		pause = SlowBeat
-	}
-	if l.unanswered == 0 {
-		l.asked = now
-	}
-	l.unanswered++
-	l.next = now.Add(pause)
-	l.sendProbe(now, l.cfg.MTU)
-	if !l.up && l.cfg.MTU > smallProbe {
-		l.sendProbe(now, smallProbe)
-	}
-}
-
-func (l *Link) sendProbe(now time.Time, size int) {
-	n := l.cfg.Nonce()
-	l.sent[n] = sentProbe{now, size}
-	if l.up {
-		l.live.Sent(now)
-	}
-	l.emit(Probe{To: l.Remote(), Src: l.own.ShortID, Dst: l.peer.ShortID, Nonce: n, Size: size})
 }

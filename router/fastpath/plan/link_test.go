@@ -264,7 +264,7 @@ func TestLateWords(t *testing.T) {
 	e.path = func(int) bool { return false }
 	e.run(10 * time.Second)
 	e.path = func(int) bool { return true }
-	for e.l[0].fullEcho.Before(e.now.Add(-time.Second)) {
+	for e.l[0].vxlan.fullEcho.Before(e.now.Add(-time.Second)) {
 		e.run(50 * time.Millisecond)
 	}
 	if r := e.l[0].Reason(e.now); !strings.Contains(r.Error(), "flows again") {
@@ -289,7 +289,7 @@ func TestSlowWhenBlocked(t *testing.T) {
 	if e.sent > 2*2*(60/4+1) {
 		t.Errorf("%d probes of two ends in a minute", e.sent)
 	}
-	if n := len(e.l[0].sent); n > 2*(Timeout+1) {
+	if n := len(e.l[0].vxlan.sent); n > 2*(Timeout+1) {
 		t.Errorf("%d probes are remembered", n)
 	}
 }

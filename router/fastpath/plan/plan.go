@@ -19,17 +19,27 @@ type Hop struct {
 	Up            bool       // it answers probes; else frames are accepted from it, but not sent to it
 	Express       bool       // frames may bypass the VXLAN device
 	Direct        bool       // so may frames that crossed the bridge
+	// Encaps are those of packets of each family between known addresses. Accepts: plain packets may
+	// come from it, and probes by them may be sent to it.
+	Encaps  [2]Encap
+	Accepts bool
 }
+
+// Plain reports whether any packets go to the neighbour without VXLAN.
+func (h *Hop) Plain() bool { return h.Encaps != [2]Encap{} }
 
 // Peer is how frames for a peer leave this host. It is comparable.
 type Peer struct {
-	Hop         // of the next hop; zero if not fast
-	Next uint16 // its short id, 0 if not fast
+	Hop         // of the next hop; zero if the kernel sends it nothing
+	Next uint16 // its short id, 0 if the kernel sends it nothing
 	// From are the short ids of the neighbours that may relay frames of the peer, in
 	// order, then zeros. FromAny: there are too many, so any neighbour may.
 	From    [MaxFrom]uint16
 	FromAny bool
 }
+
+// Carries reports whether the kernel sends frames for the peer.
+func (p *Peer) Carries() bool { return p.Up || p.Plain() }
 
 // MaxFrom is how many neighbours Peer.From has space for.
 const MaxFrom = 16
@@ -74,8 +84,11 @@ func Plan(self peer.Name, ids map[peer.Name]uint16, next map[peer.Name]peer.Name
 		}
 		p := Peer{}
 		if via, ok := next[n]; ok {
-			if h, hid, ok := usable(via); ok && h.Up {
+			if h, hid, ok := usable(via); ok && (h.Up || n == via && (h.Plain() || h.Accepts)) {
 				p.Hop, p.Next = h, hid
+			}
+			if n != via { // plain packets go to the host of the container
+				p.Encaps, p.Accepts = [2]Encap{}, false
 			}
 		}
 		p.From, p.FromAny = relays(ids, from(n))

@@ -3,6 +3,7 @@ package plan
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/weft-net/weft/router/wire"
@@ -37,7 +38,7 @@ func reasonf(kind error, format string, args ...any) error {
 
 // Reason says why the link is not up, nil if it is.
 func (l *Link) Reason(now time.Time) error {
-	if l.up {
+	if l.vxlan.up {
 		return nil
 	}
 	if err := l.disagreement(); err != nil {
@@ -50,25 +51,82 @@ func (l *Link) Reason(now time.Time) error {
 			return reasonf(ErrMTU, "MTU %d does not fit: packets would be of %d bytes, the path to %s is known to carry %d", l.cfg.MTU, size, l.addr, l.path)
 		}
 	}
-	switch {
-	case now.Sub(l.fullEcho) < Silence && !l.fullEcho.Before(l.tryingSince):
-		return reasonf(ErrPending, "UDP %d was blocked and flows again, watched for %v before it is used", port, l.hold)
-	case l.summing && now.Sub(l.badChecksum) < 2*SlowBeat:
+	if l.summing && now.Sub(l.vxlan.badChecksum) < 2*SlowBeat {
 		return reasonf(ErrChecksums, "packets to %s come with wrong checksums, although the kernel computes them", l.addr)
-	case now.Sub(l.smallEcho) < 2*SlowBeat && l.smallEcho.After(l.asked):
-		return reasonf(ErrMTU, "MTU %d does not fit: packets of %d bytes to %s are lost, small ones pass", l.cfg.MTU, size, l.addr)
-	case l.unanswered < 4 && now.Sub(l.tryingSince) < Silence && l.fullEcho.IsZero():
+	}
+	return l.vxlan.reason(now, fmt.Sprintf("UDP %d", port), l.addr, size)
+}
+
+// reason says why packets of a kind, what, that are of size bytes on the underlay, do not reach a host.
+func (p *prober) reason(now time.Time, what string, to netip.Addr, size int) error {
+	switch {
+	case now.Sub(p.fullEcho) < Silence && !p.fullEcho.Before(p.tryingSince):
+		return reasonf(ErrPending, "%s was blocked and flows again, watched for %v before it is used", what, p.hold)
+	case now.Sub(p.smallEcho) < 2*SlowBeat && p.smallEcho.After(p.asked):
+		return reasonf(ErrMTU, "MTU %d does not fit: packets of %d bytes to %s are lost, small ones pass", p.cfg.MTU, size, to)
+	case p.unanswered < 4 && now.Sub(p.tryingSince) < Silence && p.fullEcho.IsZero():
 		return Because(ErrPending, ErrPending)
 	}
-	since := l.tryingSince
-	if !l.fullEcho.IsZero() {
-		since = l.fullEcho
+	since := p.tryingSince
+	if !p.fullEcho.IsZero() {
+		since = p.fullEcho
 	}
 	silent := now.Sub(since)
 	if silent > 10*time.Second {
 		silent = silent.Truncate(time.Second)
 	}
-	return reasonf(ErrBlocked, "UDP %d blocked: no echo from %s for %v", port, l.addr, silent.Truncate(100*time.Millisecond))
+	return reasonf(ErrBlocked, "%s blocked: no echo from %s for %v", what, to, silent.Truncate(100*time.Millisecond))
+}
+
+// EncapReason says why IP packets between known addresses do not go to the peer in the best encapsulation of the
+// settings; nil if they do, or if frames do not go to it by the fast path at all.
+func (l *Link) EncapReason(now time.Time) error {
+	if len(l.ways) == 0 || !l.ready {
+		return nil
+	}
+	best := l.ways[0].Encap
+	switch {
+	case l.transport != clearText:
+		return reasonf(ErrUnwilling, "packets must be encrypted")
+	case !l.own.takes(best):
+		return reasonf(ErrUnwilling, "the programs of express mode are off here, or the underlay is IPv6")
+	case !l.peer.takes(best):
+		return reasonf(ErrUnwilling, "the peer does not take it, its own status says why")
+	}
+	missing := 0
+	for _, w := range l.ways {
+		from, to := l.ends(w.family)
+		switch {
+		case w.Encap != best || w.up:
+		case !from.IsValid() || !to.IsValid():
+			missing++
+		default:
+			return w.reason(now, w.text(), to, l.cfg.MTU+w.overhead())
+		}
+	}
+	if missing == len(families) {
+		return reasonf(ErrPending, "no addresses of containers are known on both hosts")
+	}
+	return nil
+}
+
+// text is what users know the packets as.
+func (w *way) text() string {
+	switch {
+	case w.Encap == None:
+		return "packets with addresses of containers"
+	case w.family == V6:
+		return "IP protocol 41"
+	}
+	return "IP protocol 4"
+}
+
+// overhead is that of an IP packet of a container, in bytes.
+func (w *way) overhead() int {
+	if w.Encap == IPIP {
+		return 20
+	}
+	return 0
 }
 
 // disagreement says why the link is not even tried, nil if it is.

@@ -117,7 +117,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__type(key, union addr);
-	__type(value, struct mac);
+	__type(value, struct neighbour);
 	__uint(max_entries, MAX_NEIGHBOURS);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 } neighbours SEC(".maps");
@@ -213,7 +213,7 @@ static __always_inline int probe_op(const struct ethhdr *eth)
 {
 	const __u16 *w = (const void *)eth->h_dest;
 
-	if (w[0] | w[1] || eth->h_dest[4] || eth->h_proto != bpf_htons(ETH_P_IP))
+	if (w[0] | w[1] || eth->h_dest[4] || (eth->h_proto != bpf_htons(ETH_P_IP) && eth->h_dest[5] != PROBE_PLAIN))
 		return -1;
 	return eth->h_dest[5];
 }
@@ -227,6 +227,13 @@ static __always_inline void get_mac(struct mac *m, const void *from)
 	to[1] = w[1];
 	to[2] = w[2];
 	to[3] = 0;
+}
+
+static __always_inline int same_mac(const void *a, const void *b)
+{
+	const __u16 *x = a, *y = b;
+
+	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2];
 }
 
 static __always_inline int is_v4(const union addr *a)
@@ -492,6 +499,20 @@ static __always_inline long make_room(struct __sk_buff *skb, __u64 l2)
 				   BPF_F_ADJ_ROOM_ENCAP_L2(ETH_HLEN) | BPF_F_ADJ_ROOM_NO_CSUM_RESET | l2);
 }
 
+// Returns the ECN field of the outer header for an IP packet of a type, -1 if it cannot be read: RFC
+// 6040, section 4.1, normal mode, like the VXLAN device.
+static __always_inline int outer_ecn(struct __sk_buff *skb, __be16 type)
+{
+	__u8 ecn;
+
+	if (bpf_skb_load_bytes(skb, ETH_HLEN + 1, &ecn, 1))
+		return -1;
+	if (type != bpf_htons(ETH_P_IP))
+		ecn >>= 4;
+	ecn &= ECN_MASK;
+	return ecn == ECN_CE ? ECN_ECT0 : ecn;
+}
+
 // Puts the frame into VXLAN and sends it to the next hop, bypassing the VXLAN device and
 // the routes. If it cannot, it returns TC_ACT_UNSPEC and the frame is unchanged.
 static __always_inline int wrap(struct __sk_buff *skb, struct config *cfg, __u32 id, struct peer_entry *p)
@@ -502,7 +523,7 @@ static __always_inline int wrap(struct __sk_buff *skb, struct config *cfg, __u32
 	struct ethhdr *eth;
 	struct traffic *t;
 	union addr *addr;
-	__u8 tos;
+	int ecn;
 
 	eth = header(skb);
 	if (!eth || (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6)) ||
@@ -526,18 +547,9 @@ static __always_inline int wrap(struct __sk_buff *skb, struct config *cfg, __u32
 	if (!ifindex || !fits(skb, p->mtu))
 		return TC_ACT_UNSPEC;
 
-	// RFC 6040, section 4.1, normal mode, like the VXLAN device.
-	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
-		if (bpf_skb_load_bytes(skb, ETH_HLEN + 1, &tos, 1))
-			return TC_ACT_UNSPEC;
-		tos &= ECN_MASK;
-	} else {
-		if (bpf_skb_load_bytes(skb, ETH_HLEN + 1, &tos, 1))
-			return TC_ACT_UNSPEC;
-		tos = tos >> 4 & ECN_MASK;
-	}
-	if (tos == ECN_CE)
-		tos = ECN_ECT0;
+	ecn = outer_ecn(skb, eth->h_proto);
+	if (ecn < 0)
+		return TC_ACT_UNSPEC;
 	eth = header(skb);
 	if (!eth)
 		return TC_ACT_UNSPEC;
@@ -548,7 +560,7 @@ static __always_inline int wrap(struct __sk_buff *skb, struct config *cfg, __u32
 	vni = id << 12 | cfg->self;
 	head.ip.version = 4;
 	head.ip.ihl = 5;
-	head.ip.tos = tos;
+	head.ip.tos = ecn;
 	head.ip.tot_len = bpf_htons(len - ETH_HLEN + sizeof(head));
 	head.ip.frag_off = bpf_htons(IP_DF);
 	head.ip.ttl = TTL;
@@ -577,19 +589,48 @@ static __always_inline int wrap(struct __sk_buff *skb, struct config *cfg, __u32
 	return bpf_redirect_neigh(ifindex, &via, sizeof(via), 0);
 }
 
+// Removes len bytes behind the Ethernet header.
+static __always_inline long strip(struct __sk_buff *skb, int len, __u64 flags)
+{
+	return bpf_skb_adjust_room(skb, -len, BPF_ADJ_ROOM_MAC,
+				   BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET | flags);
+}
+
+// Removes len bytes of IPv4 and other headers in front of an IP packet of a type. It returns 0, or
+// TC_ACT_UNSPEC if the frame is unchanged, or that of drop.
+static __always_inline int unwrap(struct __sk_buff *skb, int len, __be16 type)
+{
+	if (type == bpf_htons(ETH_P_IP))
+		return strip(skb, len, 0) ? TC_ACT_UNSPEC : 0;
+	if (!strip(skb, len, ADJ_ROOM_DECAP_L3_IPV6))
+		return 0;
+	// Before Linux 6.3 only bpf_skb_change_proto changes skb->protocol from IPv4
+	// to IPv6. It inserts as many bytes as the lengths of the headers differ.
+	if (bpf_skb_change_proto(skb, bpf_htons(ETH_P_IPV6), 0))
+		return TC_ACT_UNSPEC;
+	return strip(skb, len + sizeof(struct ipv6hdr) - sizeof(struct iphdr), 0) ? drop(DROP_REDIRECT) : 0;
+}
+
+#include "plain.h"
+
+// Sends the frame to the next hop by the interface of the underlay, in the best encapsulation. If it
+// cannot, it returns TC_ACT_UNSPEC and the frame is unchanged.
+static __always_inline int leave(struct __sk_buff *skb, struct config *cfg, __u32 id, struct peer_entry *p,
+				 const struct mac *src, const struct mac *dst)
+{
+	int verdict = send_plain(skb, cfg, id, p, src, dst);
+
+	if (verdict != TC_ACT_UNSPEC)
+		return verdict;
+	return p->flags & PEER_FAST ? wrap(skb, cfg, id, p) : TC_ACT_UNSPEC;
+}
+
 static __always_inline void count_request(__u32 what)
 {
 	__u64 *n = bpf_map_lookup_elem(&requests, &what);
 
 	if (n)
 		*n += 1;
-}
-
-static __always_inline int same_mac(const void *a, const void *b)
-{
-	const __u16 *x = a, *y = b;
-
-	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2];
 }
 
 // What becomes of a request for the MAC address of an IP address.
@@ -599,7 +640,7 @@ enum { TO_ROUTER, OWN, ANSWER };
 // go to another host in the kernel; the router decides everything else.
 static __always_inline int resolve(const struct config *cfg, const union addr *target, const void *asker, struct mac *m)
 {
-	struct mac *found = bpf_map_lookup_elem(&neighbours, target);
+	struct neighbour *found = bpf_map_lookup_elem(&neighbours, target);
 	struct peer_entry *p;
 	struct mac_entry *e;
 
@@ -612,7 +653,7 @@ static __always_inline int resolve(const struct config *cfg, const union addr *t
 	if (e->peer == cfg->self)
 		return OWN;
 	p = get_peer(e->peer);
-	return p && p->flags & PEER_FAST && leased(cfg) ? ANSWER : TO_ROUTER;
+	return p && (p->flags & PEER_FAST || p->encap4 | p->encap6) && leased(cfg) ? ANSWER : TO_ROUTER;
 }
 
 static __always_inline __u16 fold(__u32 sum)
@@ -758,13 +799,15 @@ int from_port(struct __sk_buff *skb)
 	if (id == cfg->self) // the bridge forgot the address and flooded the frame
 		return TC_ACT_SHOT;
 	p = get_peer(id);
-	if (!p || !(p->flags & PEER_FAST) || !cfg->vxlan || !leased(cfg) || !fits(skb, p->mtu))
+	if (!p || !leased(cfg) || !fits(skb, p->mtu))
 		return to_tap(cfg);
 	if (p->flags & PEER_DIRECT) {
-		verdict = wrap(skb, cfg, id, p);
+		verdict = leave(skb, cfg, id, p, &src, &dst);
 		if (verdict != TC_ACT_UNSPEC)
 			return verdict;
 	}
+	if (!(p->flags & PEER_FAST) || !cfg->vxlan)
+		return to_tap(cfg);
 	t = bpf_map_lookup_elem(&traffic, &id);
 	if (t) {
 		t->tx_packets += n;
@@ -784,12 +827,16 @@ int from_tap(struct __sk_buff *skb)
 	struct remote *r;
 	struct mac dst;
 	__u32 vni;
+	int op;
 
 	if (!cfg)
 		return TC_ACT_SHOT;
 	if (!eth)
 		return drop(DROP_SHORT);
-	if (!is_zero(eth) || probe_op(eth) != PROBE_ASK) {
+	op = is_zero(eth) ? probe_op(eth) : -1;
+	if (op == PROBE_PLAIN)
+		return probe_plain(skb);
+	if (op != PROBE_ASK) {
 		get_mac(&dst, eth->h_dest);
 		d = dst.addr[0] & 1 ? 0 : bpf_map_lookup_elem(&macs, &dst);
 		if (d && d->peer == cfg->self)
@@ -954,9 +1001,9 @@ int from_container(struct __sk_buff *skb)
 	}
 
 	p = get_peer(id);
-	if (!p || (p->flags & (PEER_FAST | PEER_EXPRESS)) != (PEER_FAST | PEER_EXPRESS) || !leased(cfg))
+	if (!p || !(p->flags & PEER_EXPRESS) || !leased(cfg))
 		return TC_ACT_UNSPEC;
-	verdict = wrap(skb, cfg, id, p);
+	verdict = leave(skb, cfg, id, p, &src, &dst);
 	if (verdict != TC_ACT_UNSPEC) {
 		touch(s);
 		count_tx(s, n, len);
@@ -976,15 +1023,8 @@ static __always_inline int bulk_of_datagrams(struct __sk_buff *skb, __be16 inner
 	return skb->gso_size && (bpf_skb_load_bytes(skb, at, &proto, 1) || proto != IPPROTO_TCP);
 }
 
-// Removes len bytes behind the Ethernet header.
-static __always_inline long strip(struct __sk_buff *skb, int len, __u64 flags)
-{
-	return bpf_skb_adjust_room(skb, -len, BPF_ADJ_ROOM_MAC,
-				   BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET | flags);
-}
-
-SEC("tc")
-int from_underlay(struct __sk_buff *skb)
+// Handles a VXLAN packet for a container of this host. All others it leaves unchanged.
+static __always_inline int from_underlay_vxlan(struct __sk_buff *skb, struct config *cfg)
 {
 	void *data = (void *)(long)skb->data;
 	__u32 n, len, src, dst, ifindex;
@@ -992,19 +1032,15 @@ int from_underlay(struct __sk_buff *skb)
 	struct ethhdr *eth, inner;
 	union addr addr, *local;
 	struct peer_entry *p;
-	struct config *cfg;
 	struct traffic *t;
 	struct remote *r;
 	struct mac smac, dmac;
 	struct outer *o;
 	__be16 port;
 	__u8 proto;
+	int verdict;
 
-	// Almost all traffic of a host returns here.
-	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->pkt_type != PACKET_HOST || skb->vlan_present)
-		return TC_ACT_UNSPEC;
-	cfg = get_config();
-	if (!cfg || !cfg->self)
+	if (skb->protocol != bpf_htons(ETH_P_IP))
 		return TC_ACT_UNSPEC;
 	if (data + ETH_HLEN + sizeof(*o) > (void *)(long)skb->data_end) {
 		if (skb->len < ETH_HLEN + sizeof(*o) ||
@@ -1066,17 +1102,9 @@ int from_underlay(struct __sk_buff *skb)
 	n = packets(skb);
 	len = skb->len - sizeof(*o);
 
-	if (inner.h_proto == bpf_htons(ETH_P_IP)) {
-		if (strip(skb, sizeof(*o), 0))
-			return TC_ACT_UNSPEC;
-	} else if (strip(skb, sizeof(*o), ADJ_ROOM_DECAP_L3_IPV6)) {
-		// Before Linux 6.3 only bpf_skb_change_proto changes skb->protocol from IPv4
-		// to IPv6. It inserts as many bytes as the lengths of the headers differ.
-		if (bpf_skb_change_proto(skb, bpf_htons(ETH_P_IPV6), 0))
-			return TC_ACT_UNSPEC;
-		if (strip(skb, sizeof(*o) + sizeof(struct ipv6hdr) - sizeof(struct iphdr), 0))
-			return drop(DROP_REDIRECT);
-	}
+	verdict = unwrap(skb, sizeof(*o), inner.h_proto);
+	if (verdict)
+		return verdict;
 	eth = header(skb);
 	if (!eth)
 		return drop(DROP_REDIRECT);
@@ -1094,4 +1122,23 @@ int from_underlay(struct __sk_buff *skb)
 		t->rx_bytes += len;
 	}
 	return ifindex ? bpf_redirect_peer(ifindex, 0) : bpf_redirect(cfg->port, BPF_F_INGRESS);
+}
+
+SEC("tc")
+int from_underlay(struct __sk_buff *skb)
+{
+	struct config *cfg;
+	int verdict;
+
+	// Almost all traffic of a host passes.
+	if ((skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6)) ||
+	    skb->pkt_type != PACKET_HOST || skb->vlan_present)
+		return TC_ACT_UNSPEC;
+	cfg = get_config();
+	if (!cfg || !cfg->self)
+		return TC_ACT_UNSPEC;
+	verdict = from_underlay_vxlan(skb, cfg);
+	if (verdict == TC_ACT_UNSPEC && cfg->flags & CONFIG_PLAIN)
+		verdict = receive_plain(skb, cfg);
+	return verdict;
 }

@@ -16,7 +16,8 @@
 // Purpose of a metadata header.
 enum metadata_op { METADATA_RELAY = 1, METADATA_ECHO = 2 };
 // Last byte of the destination of a frame from the zero address.
-enum probe_op { PROBE_ASK = 1, PROBE_ECHO = 2 };
+// PROBE_PLAIN: as the probe itself says; it is not sent in VXLAN.
+enum probe_op { PROBE_ASK = 1, PROBE_ECHO = 2, PROBE_PLAIN = 3 };
 
 // Why a frame goes to the router with METADATA_RELAY.
 enum reason {
@@ -27,6 +28,13 @@ enum reason {
 struct mac {
 	__u8 addr[6];
 	__u8 zero[2];
+};
+
+// Where an IP address is, by the signed word of the host that gave it.
+struct neighbour {
+	__u8 addr[6]; // MAC address
+	__u16 peer;   // short id of its host, 0 if not known
+	__u64 since;  // bpf_ktime_get_boot_ns when this host heard of it
 };
 
 struct mac_entry {
@@ -43,7 +51,7 @@ struct peer_entry {
 	__u16 flags;   // PEER_*
 	__u16 next;    // short id of the next hop
 	__u16 mtu;     // largest inner IP packet, bytes
-	__u16 zero;
+	__u8 encap4, encap6; // ENCAP_*, of packets of IPv4 and IPv6 between known addresses
 	__u32 ifindex; // underlay interface towards the next hop, for express
 	__u8 remote[16];  // outer address of the next hop
 	__u8 local[16];   // outer address of this host towards it
@@ -56,6 +64,15 @@ enum {
 	PEER_EXPRESS = 4, // they may bypass the VXLAN device; from a neighbour they may come so
 	PEER_DIRECT = 8,  // so may frames that crossed the bridge
 	PEER_ANY = 16,    // any neighbour may relay its frames: from is too short
+	PEER_PLAIN = 32,  // IP packets without VXLAN may come from it
+};
+
+// How IP packets between addresses that are known to be at containers go to a neighbour. VXLAN carries
+// all other frames. The numbers are in probes.
+enum encap {
+	ENCAP_VXLAN,
+	ENCAP_IPIP, // RFC 2003, RFC 4213: without Ethernet header, behind an IPv4 header
+	ENCAP_NONE, // without Ethernet header, as they are
 };
 
 struct remote {
@@ -83,7 +100,10 @@ struct config {
 	__u32 zero2;
 	__u64 until; // bpf_ktime_get_boot_ns at which nothing is forwarded any more; 0 for never
 };
-enum { CONFIG_EXPRESS = 1 }; // frames may bypass the bridge
+enum {
+	CONFIG_EXPRESS = 1, // frames may bypass the bridge
+	CONFIG_PLAIN = 2,   // a peer has PEER_PLAIN
+};
 
 // For which configuration the contents of the other maps are valid. Only the router reads
 // and writes it.
@@ -113,6 +133,7 @@ enum drop {
 	DROP_LOOP,           // the next hop is where it came from
 	DROP_MISROUTED,      // of a peer whose frames the routes do not lead over that neighbour
 	DROP_EXPIRED,        // the router has been away for too long
+	DROP_CONGESTION,     // marked by a router, and the sender does not know marks (RFC 6040)
 	DROP_COUNT
 };
 

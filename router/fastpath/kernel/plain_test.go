@@ -1,0 +1,257 @@
+package kernel
+
+import (
+	"bytes"
+	"encoding/binary"
+	"net/netip"
+	"testing"
+
+	"github.com/weft-net/weft/internal/checksum"
+	"github.com/weft-net/weft/internal/lab/testbed"
+)
+
+// The hosts of TestPlain have no VXLAN: all that arrives came by plain packets.
+func TestPlain(t *testing.T) {
+	for name, l := range map[string]lab{
+		"none": {encap: EncapNone}, "none, clsact": {encap: EncapNone, noTCX: true}, "none, bridged": {encap: EncapNone, bridged: true},
+		"IPIP": {encap: EncapIPIP}, "IPIP, bridged": {encap: EncapIPIP, bridged: true},
+	} {
+		l.express = true
+		t.Run(name, func(t *testing.T) {
+			hosts := newLab(t, 2, l)
+			a, b := hosts[0], hosts[1]
+			if l.bridged {
+				for _, h := range hosts {
+					h.do(testbed.FilterBridged)
+				}
+			}
+			a.reaches(b, 1000)
+			a.streams(b)
+			took(t, hosts, true)
+			a.countedAs(b)
+			if s := b.entry(a.mac); s.TxBytes < bulk {
+				t.Errorf("counted %+v", s)
+			}
+		})
+	}
+}
+
+// plainBench has an address of each family here and there, and takes plain packets from peer 2.
+func newPlainBench(t *testing.T) *bench {
+	b := newBench(t)
+	b.plain(PeerKnown|PeerFast|PeerExpress|PeerDirect|PeerPlain, EncapNone)
+	b.check(b.SetPlain(true))
+	for a, n := range map[netip.Addr]Neighbour{
+		ip4Here: {MAC: here, Peer: 1}, ip6Here: {MAC: here, Peer: 1}, ip4There: {MAC: there, Peer: 2}, ip6There: {MAC: there, Peer: 2},
+	} {
+		b.putNeighbour(a, n)
+	}
+	return b
+}
+
+func (b *bench) plain(f PeerFlags, e Encap) {
+	b.t.Helper()
+	b.check(b.PutPeer(2, PeerEntry{
+		Flags: f, Next: 2, MTU: benchMTU, Ifindex: loopback, Encap4: e, Encap6: e,
+		Remote: AddrOf(outerThere), Local: AddrOf(outerHere), Gateway: AddrOf(outerThere),
+	}))
+}
+
+// ip is the payload of a frame with a packet of TCP.
+func ip(from, to netip.Addr) []byte {
+	if from.Is4() {
+		p := ip4(60)
+		copy(p[2+12:], from.AsSlice())
+		copy(p[2+16:], to.AsSlice())
+		return p
+	}
+	p := ip6(80)
+	copy(p[2+8:], from.AsSlice())
+	copy(p[2+24:], to.AsSlice())
+	return p
+}
+
+// inIPIP puts the payload of a frame into IPIP.
+func inIPIP(from, to netip.Addr, tos byte, payload []byte) []byte {
+	p := ip4(20)
+	p[2+1], p[2+9] = tos, 4
+	if payload[0] == 0x86 {
+		p[2+9] = 41
+	}
+	binary.BigEndian.PutUint16(p[4:], uint16(20+len(payload)-2))
+	copy(p[2+12:], from.AsSlice())
+	copy(p[2+16:], to.AsSlice())
+	return append(p, payload[2:]...)
+}
+
+// lo is the address of the interface of the underlay in these tests.
+var lo [6]byte
+
+// Each packet that must pass as a plain one does, in both directions, and each that must not goes another way.
+func TestWhatIsPlain(t *testing.T) {
+	b := newPlainBench(t)
+	sent := func(f []byte, plain bool, what string, want []byte) {
+		t.Helper()
+		v, out := b.run(b.Datapath.c.fromPort, f, skb{})
+		if v != redirect || plain != bytes.Equal(out[12:], want) {
+			t.Errorf("%s: verdict %d, plain should be %v: % x", what, v, plain, out)
+		}
+	}
+	for _, a := range [][2]netip.Addr{{ip4Here, ip4There}, {ip6Here, ip6There}} {
+		p := ip(a[0], a[1])
+		// Without a neighbour entry an IPv6 packet cannot leave so; the lab test shows that it can.
+		sent(frame(there, here, p), a[0].Is4(), "known addresses", p)
+		b.plain(PeerKnown|PeerFast|PeerExpress|PeerDirect, EncapIPIP)
+		sent(frame(there, here, p), true, "known addresses, IPIP", withSum(inIPIP(outerHere, outerThere, 0, p)))
+		b.plain(PeerKnown|PeerFast|PeerExpress|PeerDirect, EncapNone)
+		for what, f := range map[string][]byte{
+			"another MAC address": frame(there, here2, p), "from another address": frame(there, here, ip(a[0].Next(), a[1])),
+			"to another address": frame(there, here, ip(a[0], a[1].Next())), "back": frame(there, here, ip(a[1], a[0])),
+			"with a VLAN tag": frame(there, here, vlan(p)), "ARP": frame(there, here, arp),
+		} {
+			v, out := b.run(b.Datapath.c.fromPort, f, skb{})
+			if v != redirect || bytes.Equal(out[12:], f[12:]) && a[0].Is4() && what != "with a VLAN tag" && what != "ARP" {
+				t.Errorf("%s: verdict %d: % x", what, v, out)
+			}
+		}
+		now := Neighbour{MAC: there, Peer: 2, Since: BootTime()}
+		b.putNeighbour(a[1], now)
+		v, out := b.run(b.Datapath.c.fromPort, frame(there, here, p), skb{})
+		if v != redirect || bytes.Equal(out[12:], p) {
+			t.Errorf("an address that is new: verdict %d: % x", v, out)
+		}
+		b.putNeighbour(a[1], Neighbour{MAC: there, Peer: 2})
+	}
+
+	b.plain(PeerKnown|PeerFast|PeerExpress|PeerDirect|PeerPlain, EncapNone)
+	got := func(what string, payload []byte, verdict uint32, reason string) {
+		t.Helper()
+		f := frame(lo, other, payload)
+		v, out := b.run(b.Datapath.c.fromUnderlay, f, skb{})
+		if v != verdict {
+			t.Errorf("%s: verdict %d, want %d", what, v, verdict)
+		}
+		if v == next && !bytes.Equal(out, f) {
+			t.Errorf("%s: changed to % x", what, out)
+		}
+		b.dropped(reason)
+	}
+	for _, a := range [][2]netip.Addr{{ip4There, ip4Here}, {ip6There, ip6Here}} {
+		p := ip(a[0], a[1])
+		for encap, payload := range map[Encap][]byte{EncapNone: p, EncapIPIP: inIPIP(outerThere, outerHere, 0, p)} {
+			v, out := b.run(b.Datapath.c.fromUnderlay, frame(lo, other, payload), skb{})
+			if v != redirect || !bytes.Equal(out, frame(here, there, p)) {
+				t.Errorf("%s to %s, encapsulation %d: verdict %d: % x", a[0], a[1], encap, v, out)
+			}
+			b.dropped("")
+			of := func(from, to netip.Addr) []byte {
+				if encap == EncapIPIP {
+					return inIPIP(outerThere, outerHere, 0, ip(from, to))
+				}
+				return ip(from, to)
+			}
+			got("from an address that nobody has", of(a[0].Next(), a[1]), next, "")
+			got("to an address that nobody has", of(a[0], a[1].Next()), next, "")
+			got("from this host", of(a[1], a[1]), next, "")
+			got("to another host", of(a[0], a[0]), next, "")
+			b.plain(PeerKnown|PeerFast|PeerExpress|PeerDirect, EncapNone)
+			got("of a peer that may not send it", payload, next, "")
+			b.plain(PeerKnown|PeerFast|PeerExpress|PeerDirect|PeerPlain, EncapNone)
+			b.check(b.SetPlain(false))
+			got("while nobody may send it", payload, next, "")
+			b.check(b.SetPlain(true))
+			b.check(b.Lease(-1))
+			got("after the lease", payload, shot, "expired")
+			b.check(b.Lease(1 << 50))
+			b.check(b.PutPeer(2, PeerEntry{Flags: PeerKnown | PeerPlain, Next: 2, MTU: benchMTU, Ifindex: 99, Remote: AddrOf(outerThere), Local: AddrOf(outerHere), Gateway: AddrOf(outerThere)}))
+			got("by another interface", payload, next, "")
+			b.plain(PeerKnown|PeerFast|PeerExpress|PeerDirect|PeerPlain, EncapNone)
+		}
+		got("IPIP from a host that is no peer", inIPIP(outerThere.Next(), outerHere, 0, p), next, "")
+		got("IPIP to another address", inIPIP(outerThere, outerHere.Next(), 0, p), next, "")
+		got("IPIP that is cut off", inIPIP(outerThere, outerHere, 0, p)[:2+20+10], next, "")
+		got("IPIP in IPIP", inIPIP(outerThere, outerHere, 0, inIPIP(outerThere, outerHere, 0, p)), next, "")
+		got("a fragment of IPIP", with(inIPIP(outerThere, outerHere, 0, p), 2+6, 0x20), next, "")
+		got("marked by a router, not capable", inIPIP(outerThere, outerHere, 3, p), shot, "congestion")
+		capable := with(p, 3, p[3]|2)
+		if a[0].Is6() {
+			capable = with(p, 3, 0x20)
+		}
+		v, out := b.run(b.Datapath.c.fromUnderlay, frame(lo, other, inIPIP(outerThere, outerHere, 3, capable)), skb{})
+		if tos := out[15]; v != redirect || a[0].Is4() && tos&3 != 3 || a[0].Is6() && tos>>4&3 != 3 {
+			t.Errorf("marked by a router: verdict %d: % x", v, out)
+		}
+	}
+}
+
+// withSum is a payload with an IPv4 header of its own as the programs make it.
+func withSum(p []byte) []byte {
+	p = bytes.Clone(p)
+	ip := p[2:22]
+	ip[6], ip[8] = 0x40, 64
+	binary.BigEndian.PutUint16(ip[10:], 0)
+	binary.BigEndian.PutUint16(ip[10:], ^checksum.Sum(ip))
+	return p
+}
+
+// A probe by plain packets comes back to the router that sent it, from the kernel of the peer. It does not if the
+// peer does not know its source, or does not take plain packets.
+func TestPlainProbe(t *testing.T) {
+	for name, l := range map[string]lab{"none": {encap: EncapNone}, "IPIP": {encap: EncapIPIP}} {
+		l.express = true
+		t.Run(name, func(t *testing.T) {
+			hosts := newLab(t, 2, l)
+			a, b := hosts[0], hosts[1]
+			a.reaches(b, 100) // so that they know each other's MAC addresses on the underlay
+			nonce := byte(0)
+			probe := func(from, to netip.Addr, size int) {
+				nonce++
+				f, h := AppendPlainProbe(nil, PlainProbe{Src: 1, Dst: 2, Encap: l.encap, From: from, To: to, Port: labPort, Nonce: [16]byte{nonce}}, size)
+				if err := a.tap.NewWriter().Write(h, [][]byte{f}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			comes := func(what string) {
+				t.Helper()
+				a.comesUp(func(f []byte) bool {
+					m, ok := ParseMetadata(f)
+					if !ok || m.Op != MetadataEcho {
+						return false
+					}
+					if m.Reason != MetadataReason(l.encap) || m.Addr != b.outer(1, l).Addr() || m.Src != 2 || m.Dst != 1 {
+						t.Errorf("%s: %+v", what, m)
+					}
+					got, ok := ParsePlainEcho(f[MetadataLen:], l.encap)
+					return ok && got == [16]byte{nonce}
+				})
+			}
+			for _, size := range []int{64, 700, labMTU} {
+				probe(a.addr(), b.addr(), size)
+				comes("IPv4")
+				probe(a.addr6(), b.addr6(), size)
+				comes("IPv6")
+			}
+			lost := func(what string, from, to netip.Addr) {
+				t.Helper()
+				probe(from, to, 100)
+				last := nonce
+				probe(a.addr(), b.addr(), 100)
+				a.comesUp(func(f []byte) bool {
+					got, ok := ParsePlainEcho(f[min(MetadataLen, len(f)):], l.encap)
+					if ok && got == [16]byte{last} {
+						t.Errorf("%s: it came back", what)
+					}
+					return ok && got == [16]byte{nonce}
+				})
+			}
+			lost("a source that the peer does not know", a.addr().Prev(), b.addr())
+			lost("a destination that the peer does not have", a.addr(), a.addr())
+			if err := b.DeleteNeighbour(a.addr6()); err != nil {
+				t.Fatal(err)
+			}
+			lost("a source that the peer does not know any more", a.addr6(), b.addr6())
+			a.quiet()
+			b.quiet()
+		})
+	}
+}

@@ -1,0 +1,179 @@
+package fastpath_test
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/weft-net/weft/router/fastpath"
+	"github.com/weft-net/weft/router/fastpath/kernel"
+	"github.com/weft-net/weft/router/fastpath/plan"
+	"github.com/weft-net/weft/router/resolve"
+	"github.com/weft-net/weft/router/wire"
+)
+
+var plainSettings = func() fastpath.Settings {
+	s := defaults
+	s.Encaps = []plan.Encap{plan.None, plan.IPIP}
+	return s
+}()
+
+// takes is the offer of a peer that takes plain packets.
+func takes(n byte, e ...plan.Encap) wire.Control {
+	return wire.Control{Type: wire.Fast, ShortID: uint16(n), Port: port, Encaps: plan.SetOf(e)}
+}
+
+// know tells the router of an address of a container at a host.
+func (r *router) know(n byte) {
+	r.Moved([]resolve.Change{{Addr: netip.AddrFrom4([4]byte{10, 32, 0, n}), New: resolve.Place{MAC: macOf(1, n), At: nameOf(n)}}})
+}
+
+func (r *router) wantEncap(what string, want kernel.Encap, why string) {
+	r.t.Helper()
+	e := r.m.Peer(2)
+	s, _ := r.Link(nameOf(2))
+	if e.Encap4 != want || e.Encap6 != kernel.EncapVXLAN || e.Flags&kernel.PeerFast == 0 {
+		r.t.Errorf("%s: entry %+v, want %d (status %+v)", what, e, want, s)
+	}
+	if (why == "") != (s.EncapReason == nil) || why != "" && !strings.Contains(s.EncapReason.Error(), why) {
+		r.t.Errorf("%s: reason %v, want %q", what, s.EncapReason, why)
+	}
+}
+
+// IP packets go in the best encapsulation that passes, and in another one within three seconds when it no
+// longer does. All other frames go by VXLAN meanwhile.
+func TestBestEncapsulation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r := start(t, m, plainSettings)
+		r.routes([]byte{2}, nil)
+		r.passes(kernel.EncapNone, kernel.EncapIPIP)
+		r.meet(2)
+		r.Control(nameOf(2), takes(2, plan.None, plan.IPIP))
+		pass(time.Second)
+		r.wantEncap("no addresses", kernel.EncapVXLAN, "no addresses of containers are known")
+		r.know(1)
+		r.know(2)
+		pass(2 * time.Second)
+		r.wantEncap("addresses that are new", kernel.EncapVXLAN, "no addresses of containers are known")
+		pass(3 * time.Second)
+		r.wantEncap("all passes", kernel.EncapNone, "")
+
+		r.passes(kernel.EncapIPIP)
+		pass(3 * time.Second)
+		r.wantEncap("the network checks sources", kernel.EncapIPIP, "packets with addresses of containers blocked: no echo from 10.32.0.2")
+		r.passes()
+		pass(3 * time.Second)
+		r.wantEncap("a firewall drops protocol 4, too", kernel.EncapVXLAN, "packets with addresses of containers blocked")
+		r.passes(kernel.EncapNone, kernel.EncapIPIP)
+		pass(30 * time.Second)
+		r.wantEncap("all passes again", kernel.EncapNone, "")
+
+		r.Control(nameOf(2), takes(2, plan.IPIP))
+		pass(time.Second)
+		r.wantEncap("the peer does not take it any more", kernel.EncapIPIP, "the peer does not take it")
+		r.Control(nameOf(2), takes(2))
+		pass(time.Second)
+		r.wantEncap("the peer takes nothing", kernel.EncapVXLAN, "the peer does not take it")
+		r.Control(nameOf(2), takes(2, plan.None))
+		pass(time.Second)
+		r.wantEncap("it takes it again", kernel.EncapNone, "")
+		r.Moved([]resolve.Change{{Addr: netip.AddrFrom4([4]byte{10, 32, 0, 2}), Old: resolve.Place{MAC: macOf(1, 2), At: nameOf(2)}}})
+		pass(2 * time.Second)
+		r.wantEncap("its only address is gone", kernel.EncapVXLAN, "no addresses")
+	})
+}
+
+// A peer that must not be sent clear text gets none, and none is accepted from it.
+func TestNoPlainPacketsOnEncryptedLinks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		s := plainSettings
+		s.Encrypt = true
+		r := start(t, m, s)
+		r.routes([]byte{2}, nil)
+		r.passes(kernel.EncapNone, kernel.EncapIPIP)
+		r.know(1)
+		r.know(2)
+		r.meet(2)
+		r.Control(nameOf(2), takes(2, plan.None, plan.IPIP))
+		pass(10 * time.Second)
+		if e := m.Peer(2); e.Encap4 != kernel.EncapVXLAN || e.Flags&kernel.PeerPlain != 0 || m.Plain() || r.lastOffer(2).Encaps != 0 {
+			t.Errorf("%+v, offer %+v", e, r.lastOffer(2))
+		}
+	})
+}
+
+// Plain packets to a peer, and those from it, go on while the routers of both are replaced.
+func TestPlainPacketsOutliveRouters(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		begin := func() *router {
+			r := start(t, m, plainSettings)
+			r.passes(kernel.EncapNone)
+			return r
+		}
+		ready := func(r *router) {
+			r.routes([]byte{2}, nil)
+			r.know(1)
+			r.know(2)
+			r.meet(2)
+			r.Control(nameOf(2), takes(2, plan.None))
+		}
+		r := begin()
+		ready(r)
+		pass(5 * time.Second)
+		r.wantEncap("at first", kernel.EncapNone, "")
+		always := func(what string) {
+			t.Helper()
+			if e := m.Peer(2); e.Flags&kernel.PeerPlain == 0 || !m.Plain() || e.Encap4 == kernel.EncapVXLAN && e.Flags&kernel.PeerFast == 0 {
+				t.Errorf("%s: %+v", what, e)
+			}
+			for n := byte(1); n <= 2; n++ {
+				if p := m.Neighbours()[netip.AddrFrom4([4]byte{10, 32, 0, n})]; p.Peer != uint16(n) {
+					t.Errorf("%s: container %d is at %+v", what, n, p)
+				}
+			}
+		}
+		r.Down(nameOf(2))
+		for range 100 {
+			pass(10 * time.Millisecond)
+			always("the peer's router is away")
+		}
+		r.stop()
+		always("this router is away")
+		r = begin()
+		for range 100 {
+			pass(10 * time.Millisecond)
+			always("the next one knows nobody")
+		}
+		ready(r)
+		for range 600 {
+			pass(10 * time.Millisecond)
+			always("it meets the peer")
+		}
+		r.wantEncap("in the end", kernel.EncapNone, "")
+	})
+}
+
+// A frame for a container behind another peer goes by VXLAN.
+func TestRelayedPacketsAreNotPlain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r := start(t, m, plainSettings)
+		r.routes([]byte{2, 3}, map[byte]byte{3: 2})
+		r.passes(kernel.EncapNone)
+		for n := byte(1); n <= 3; n++ {
+			r.know(n)
+		}
+		r.meet(2)
+		r.Control(nameOf(2), takes(2, plan.None))
+		pass(5 * time.Second)
+		r.wantEncap("the neighbour", kernel.EncapNone, "")
+		if e := m.Peer(3); e.Encap4 != kernel.EncapVXLAN || e.Flags&kernel.PeerPlain != 0 || e.Flags&kernel.PeerFast == 0 {
+			t.Errorf("the peer behind it: %+v", e)
+		}
+	})
+}
