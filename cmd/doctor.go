@@ -265,15 +265,10 @@ const linkOverhead = 84
 
 func (d *doctor) mtu() finding {
 	const subject = "mtu"
-	routes, err := netlink.RouteGet(net.IPv4(1, 1, 1, 1))
-	if err != nil || len(routes) == 0 {
-		return finding{warn, subject, "this host has no default route, so the MTU towards its peers is not known"}
-	}
-	link, err := netlink.LinkByIndex(routes[0].LinkIndex)
+	name, mtu, err := netdev.DefaultInterface()
 	if err != nil {
 		return finding{warn, subject, err.Error()}
 	}
-	name, mtu := link.Attrs().Name, link.Attrs().MTU
 	if need := daemon.DefaultMTU + linkOverhead; mtu < need {
 		return finding{warn, subject, fmt.Sprintf("%s has %d bytes, less than the %d that packets of %d bytes may need with their headers; launch with --mtu %d to avoid fragmentation",
 			name, mtu, need, daemon.DefaultMTU, mtu-linkOverhead)}

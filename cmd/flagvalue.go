@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -15,6 +16,8 @@ import (
 	"github.com/weft-net/weft/daemon"
 	"github.com/weft-net/weft/dns/names"
 	"github.com/weft-net/weft/mesh/peer"
+	"github.com/weft-net/weft/router/fastpath"
+	"github.com/weft-net/weft/router/fastpath/plan"
 )
 
 // parsedFlag is a flag whose text is read by a function. The function's errors name
@@ -118,6 +121,61 @@ func parseSubnets(list string) (ps []netip.Prefix, err error) {
 		ps = append(ps, p.Masked())
 	}
 	return ps, nil
+}
+
+// parseMTU reads a number of bytes, or auto.
+func parseMTU(s string) (int, error) {
+	if s == "auto" {
+		return daemon.AutoMTU, nil
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil || n == daemon.AutoMTU {
+		return 0, fmt.Errorf("%q: want a number of bytes, or auto", s)
+	}
+	return n, nil
+}
+
+// parseEncaps reads encapsulations, and reports whether vxlan is not among them.
+func parseEncaps(s string) (list plan.Encaps, noVXLAN bool, err error) {
+	if s == "auto" {
+		return plan.Auto, false, nil
+	}
+	all := []plan.Encap{plan.None, plan.IPIP, plan.VXLAN}
+	var seen []plan.Encap
+	for word := range strings.SplitSeq(s, ",") {
+		i := slices.IndexFunc(all, func(e plan.Encap) bool { return e.String() == strings.TrimSpace(word) })
+		if i < 0 || slices.Contains(seen, all[i]) {
+			return list, false, fmt.Errorf("%q: want auto, or a list of none, ipip and vxlan, each once", s)
+		}
+		seen = append(seen, all[i])
+	}
+	n := slices.Index(seen, plan.VXLAN)
+	if n < 0 {
+		copy(list[:], seen)
+		return list, true, nil
+	}
+	copy(list[:], seen[:n])
+	return list, false, nil
+}
+
+// parseEncapsTo reads encapsulations for peers in networks.
+func parseEncapsTo(s string) (list []fastpath.EncapsTo, err error) {
+	for part := range strings.SplitSeq(s, ",") {
+		if part = strings.TrimSpace(part); part == "" {
+			continue
+		}
+		network, encaps, ok := strings.Cut(part, "=")
+		p, err := netip.ParsePrefix(network)
+		if !ok || err != nil || p.Addr().Is4In6() {
+			return nil, fmt.Errorf("%q: want networks with encapsulations, like 192.168.0.0/16=ipip+vxlan", part)
+		}
+		e, _, err := parseEncaps(strings.ReplaceAll(encaps, "+", ","))
+		if err != nil {
+			return nil, fmt.Errorf("%q: want auto, or none, ipip and vxlan with + between", part)
+		}
+		list = append(list, fastpath.EncapsTo{Peers: p.Masked(), Encaps: e})
+	}
+	return list, nil
 }
 
 // parseRange reads a range that addresses are given from, "" for none.

@@ -15,6 +15,7 @@ import (
 	"github.com/weft-net/weft/dns"
 	"github.com/weft-net/weft/internal/hostfile"
 	"github.com/weft-net/weft/ipam"
+	"github.com/weft-net/weft/router/fastpath/plan"
 )
 
 // launchFlags are the flags of weft launch. Most of them are bound to a field of the
@@ -74,10 +75,13 @@ func (f *launchFlags) register(fs *pflag.FlagSet) {
 	fs.IntVar(&c.Mesh.ConnLimit, "conn-limit", c.Mesh.ConnLimit, "most sessions, 0 for no limit; other peers are reached over hops")
 	fs.BoolVar(&c.Resume, "resume", c.Resume, "connect to the peers of the last run")
 	f.registerAddresses(fs)
-	fs.IntVar(&c.MTU, "mtu", c.MTU, "MTU of containers, in bytes")
+	parsedVar(fs, &c.MTU, parseMTU, "mtu", strconv.Itoa(c.MTU), "MTU of containers, in bytes, or auto: what the interface of the default route carries in the encapsulations allowed")
 	fs.BoolVar(&c.Fast.Off, "no-fastdp", c.Fast.Off, "do not use the fast datapath")
 	fs.BoolVar(&c.Fast.NoExpress, "no-express", c.Fast.NoExpress, "disable the express path, which bypasses the bridge")
 	parsedVar(fs, &c.Fast.NoExpressTo, parseSubnets, "no-express-to", "", "comma-separated networks: like --no-express, for peers there only")
+	encap := func(s string) (e plan.Encaps, err error) { e, c.NoVXLAN, err = parseEncaps(s); return e, err }
+	parsedVar(fs, &c.Fast.Encaps, encap, "encap", "auto", "encapsulations of IP packets between containers, best first: a list of none, ipip and vxlan, or auto for all of them; the first that passes is used, and VXLAN for all else")
+	parsedVar(fs, &c.Fast.EncapsTo, parseEncapsTo, "encap-to", "", "comma-separated NETWORK=LIST with + in the list, like 10.0.0.0/8=ipip+vxlan: like --encap, for peers there only")
 	fs.BoolVar(&c.NoMasqLocal, "no-masq-local", c.NoMasqLocal, "do not masquerade clients whose packets a NAT rule of this host redirects to a container")
 	fs.BoolVar(&c.Router.NoTAPOffload, "no-tap-offload", c.Router.NoTAPOffload, "read and write frames of containers one by one, for kernels with faults")
 	fs.BoolVar(&c.Router.NoUDPOffload, "no-udp-offload", c.Router.NoUDPOffload, "send and receive packets one by one, for kernels with faults")

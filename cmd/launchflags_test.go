@@ -56,7 +56,7 @@ func TestEveryLaunchFlagHasAnEnvironmentVariable(t *testing.T) {
 	fs := pflag.NewFlagSet("launch", pflag.ContinueOnError)
 	f.register(fs)
 	values := map[string]string{ // of flags that do not take any word or number
-		"host": "10.0.0.1", "name": "02:00:00:00:00:01", "trusted-subnets": "10.0.0.0/8", "no-express-to": "10.0.0.0/8", "allow-peers-from": "10.0.0.0/8", "log-level": "warn",
+		"host": "10.0.0.1", "name": "02:00:00:00:00:01", "trusted-subnets": "10.0.0.0/8", "no-express-to": "10.0.0.0/8", "encap": "ipip,vxlan", "encap-to": "10.0.0.0/8=none+ipip", "mtu": "1400", "allow-peers-from": "10.0.0.0/8", "log-level": "warn",
 		"ipalloc-init": "consensus=3", "ipalloc-range": "10.0.0.0/8", "ipalloc-default-subnet": "10.1.0.0/16", "ipalloc-range6": "fd00::/64",
 		"dns-fallback-timeout": "2s", "protocol-min": "1", "protocol-max": "2",
 	}
@@ -86,7 +86,7 @@ func TestEveryLaunchFlagHasAnEnvironmentVariable(t *testing.T) {
 	if err != nil || c.MTU != 1300 || c.Mesh.Discover || c.Port != 8000 {
 		t.Errorf("%+v, %v", c, err)
 	}
-	if _, err := parseLaunch(t, map[string]string{"WEFT_MTU": "big"}); err == nil || !strings.Contains(err.Error(), `WEFT_MTU="big"`) {
+	if _, err := parseLaunch(t, map[string]string{"WEFT_MTU": "big"}); err == nil || !strings.Contains(err.Error(), `WEFT_MTU: --mtu "big": want a number of bytes`) {
 		t.Errorf("a wrong variable: %v", err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -18,6 +19,7 @@ import (
 	"github.com/weft-net/weft/mesh"
 	"github.com/weft-net/weft/mesh/rotation"
 	"github.com/weft-net/weft/mesh/session"
+	"github.com/weft-net/weft/router/fastpath/plan"
 )
 
 const (
@@ -51,6 +53,11 @@ func (c *Config) complete() (err error) {
 			return fmt.Errorf("find the hostname, for --nickname: %w", err)
 		}
 	}
+	if c.MTU == AutoMTU {
+		if c.MTU, err = c.autoMTU(); err != nil {
+			return fmt.Errorf("--mtu auto: %w", err)
+		}
+	}
 	if !c.DefaultSubnet.IsValid() {
 		c.DefaultSubnet = c.Range
 	}
@@ -58,6 +65,27 @@ func (c *Config) complete() (err error) {
 		c.DNS.Listen = []dns.Listen{{Interface: dns.DockerBridge, Port: dns.Port}, {Interface: c.Bridge, Port: dns.Port}}
 	}
 	return nil
+}
+
+// autoMTU returns what is left of the MTU of the underlay.
+func (c *Config) autoMTU() (int, error) {
+	_, mtu, err := netdev.DefaultInterface()
+	if err != nil {
+		return 0, err
+	}
+	v4 := netip.IPv4Unspecified()
+	if c.Host.Is6() {
+		v4 = c.Host
+	}
+	switch encaps := c.Fast.Encaps.List(); {
+	case len(c.Passwords) > 0:
+		return mtu - plan.EncryptedOverhead(v4), nil
+	case !c.NoVXLAN || c.Fast.Off || c.Fast.NoExpress || len(encaps) == 0:
+		return mtu - plan.Overhead(v4), nil
+	case slices.Contains(encaps, plan.IPIP):
+		return mtu - plan.IPIPOverhead, nil
+	}
+	return mtu, nil
 }
 
 func (c *Config) checkPeers() error {

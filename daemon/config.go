@@ -28,6 +28,7 @@ import (
 	"github.com/weft-net/weft/router"
 	"github.com/weft-net/weft/router/fastpath"
 	"github.com/weft-net/weft/router/fastpath/kernel"
+	"github.com/weft-net/weft/router/fastpath/plan"
 )
 
 // Defaults of a Config.
@@ -40,6 +41,8 @@ const (
 	// DefaultMTU is the MTU of containers: with the overhead of an encrypted link
 	// it fits the networks of all big clouds, the smallest of which has 1460 bytes.
 	DefaultMTU = 1376
+	// AutoMTU stands for an MTU that Check works out.
+	AutoMTU = 0
 	// DefaultDriverSocket is in the folder in which Docker looks for plugins; the
 	// file's name is that of the driver.
 	DefaultDriverSocket = "/run/docker/plugins/" + plugin.Name + ".sock"
@@ -60,7 +63,11 @@ type Config struct {
 	Port   int
 	Name   peer.Name // zero: derived from the key
 	Bridge string
-	MTU    int // of containers, in bytes of IP packet
+	// MTU is that of containers, in bytes of IP packet; AutoMTU: the largest that the interface of the
+	// default route carries in any encapsulation that is allowed.
+	MTU int
+	// NoVXLAN: no packet of MTU bytes needs to fit into VXLAN.
+	NoVXLAN bool
 	// Filtered makes IP rules of the host see the frames that the bridge forwards: policies
 	// and Services on the same network need that.
 	Filtered bool
@@ -152,7 +159,7 @@ func (c *DockerConfig) sockets() (list []string) {
 // flags.
 func DefaultConfig() *Config {
 	return &Config{
-		Port: DefaultPort, Bridge: netdev.BridgeName, MTU: DefaultMTU,
+		Port: DefaultPort, Bridge: netdev.BridgeName, MTU: DefaultMTU, Fast: fastpath.Settings{Encaps: plan.Auto},
 		Mesh:  mesh.Config{ConnLimit: DefaultConnLimit, Discover: true},
 		Range: netip.MustParsePrefix(DefaultRange),
 		DNS: dns.Config{

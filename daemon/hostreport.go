@@ -191,6 +191,7 @@ func (h *host) connections(out *api.Router, ms mesh.Status, rs router.Status, no
 		if l, ok := links[s.Peer]; ok {
 			c.Kind, c.MTU, c.Express = l.Kind, l.MTU, l.Express
 			c.Encrypted = !l.Clear
+			c.Encap = encapText(l.Encaps)
 			c.Counters = api.Counters{RxPackets: l.RxPackets, TxPackets: l.TxPackets, RxBytes: l.RxBytes, TxBytes: l.TxBytes, Drops: l.Drops}
 			c.Info = l.Reason
 			if l.State == link.Established {
@@ -291,8 +292,25 @@ func (h *host) fastdp(out *api.Router) {
 	slices.SortFunc(out.Fastdp.Peers, func(a, b api.FastdpPeer) int { return cmp.Compare(a.Name, b.Name) })
 }
 
-// degradedReason returns why an established link does not use the fastest mode, "" if it does.
+// encapText returns the encapsulation of IP packets, or those of IPv4 and IPv6.
+func encapText(e [2]string) string {
+	if e[0] == e[1] {
+		return e[0]
+	}
+	return e[0] + "/" + e[1]
+}
+
+// degradedReason returns why an established link does not use the fastest mode and the best encapsulation, "" if
+// it does.
 func (h *host) degradedReason(l router.LinkStatus) string {
+	why := h.degradedMode(l)
+	if l.EncapReason == "" {
+		return why
+	}
+	return strings.TrimPrefix(why+"; no better encap: "+l.EncapReason, "; ")
+}
+
+func (h *host) degradedMode(l router.LinkStatus) string {
 	switch {
 	case l.Kind == router.Fastdp && l.Express:
 		return ""

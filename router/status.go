@@ -8,6 +8,7 @@ import (
 	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/router/fastpath"
 	"github.com/weft-net/weft/router/fastpath/kernel"
+	"github.com/weft-net/weft/router/fastpath/plan"
 	"github.com/weft-net/weft/router/link"
 	"github.com/weft-net/weft/router/mac"
 	"github.com/weft-net/weft/router/offload"
@@ -29,7 +30,11 @@ type LinkStatus struct {
 	Kind    string         `json:"kind"`             // Sleeve or Fastdp
 	Express bool           `json:"express"`          // Fastdp that bypasses the bridge
 	Clear   bool           `json:"clear"`            // frames are not encrypted
-	Cipher  string         `json:"cipher,omitempty"` // once keys are agreed
+	// Encaps are the encapsulations of packets of IPv4 and IPv6 between known addresses of containers,
+	// like "none"; empty without Fastdp. EncapReason says why they are not better.
+	Encaps      [2]string `json:"encaps"`
+	EncapReason string    `json:"encap_reason,omitempty"`
+	Cipher      string    `json:"cipher,omitempty"` // once keys are agreed
 	// MTU is the largest IP packet of a container that reaches the peer's host
 	// unfragmented, in bytes; 0 if the link is not established.
 	MTU int           `json:"mtu"`
@@ -143,9 +148,13 @@ func (r *Router) describe(l *sleeve) LinkStatus {
 		if s.Reason = ""; f.Reason != nil {
 			s.Reason = f.Reason.Error()
 		}
-		if f.Up {
+		if f.EncapReason != nil {
+			s.EncapReason = f.EncapReason.Error()
+		}
+		if f.Up || f.Plain() {
 			s.Kind, s.Express, s.Clear, s.RTT = Fastdp, f.Mode == fastpath.Express, !f.Encrypted, f.RTT
 			s.MTU = max(s.MTU, f.MTU)
+			s.Encaps = [2]string{f.Encaps[plan.V4].String(), f.Encaps[plan.V6].String()}
 		}
 	}
 	return s

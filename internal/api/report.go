@@ -189,8 +189,11 @@ type Connection struct {
 	Kind      string
 	Express   bool // fastdp that bypasses the bridge
 	Encrypted bool
-	MTU       int           // largest inner IP packet that passes whole, bytes; 0: unknown
-	RTT       time.Duration // nanoseconds in JSON; 0: unknown
+	// Encap is the encapsulation of IP packets between containers: none, ipip or vxlan, or that of IPv4
+	// and that of IPv6, like none/vxlan. All other frames use VXLAN. Empty if Kind is not fastdp.
+	Encap string        `json:",omitempty"`
+	MTU   int           // largest inner IP packet that passes whole, bytes; 0: unknown
+	RTT   time.Duration // nanoseconds in JSON; 0: unknown
 	// Info says what restricts the connection, and when it is tried again.
 	Info string
 	Counters

@@ -219,6 +219,9 @@ func (r *Report) connections(w io.Writer) {
 		if c.MTU > 0 {
 			more = append(more, fmt.Sprintf("mtu=%d", c.MTU))
 		}
+		if c.Encap != "" {
+			more = append(more, "encap="+c.Encap)
+		}
 		if c.RTT > 0 {
 			more = append(more, fmt.Sprintf("rtt=%s", c.RTT.Round(10*time.Microsecond)))
 		}

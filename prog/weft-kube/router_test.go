@@ -127,12 +127,12 @@ func TestSettingErrorsAreOneLine(t *testing.T) {
 	for want, env := range map[string]map[string]string{
 		"--ipalloc-range 10.0.0.1/8: bits are set beyond /8": {"IPALLOC_RANGE": "10.0.0.1/8"},
 		"--ipalloc-range6 10.0.0.0/8: want an IPv6 range":    {"IPALLOC_RANGE6": "10.0.0.0/8"},
-		"--conn-limit -1":                       {"CONN_LIMIT": "-1"},
-		"--status-addr \"x\"":                   {"METRICS_ADDR": "x"},
-		"--mtu 10: want 576":                    {"WEFT_MTU": "10"},
-		"environment variable WEFT_MTU=\"big\"": {"WEFT_MTU": "big"},
-		"unknown flag: --bogus":                 {"EXTRA_ARGS": "--bogus"},
-		"a password has fewer than":             {"WEFT_PASSWORD": "short"},
+		"--conn-limit -1":                              {"CONN_LIMIT": "-1"},
+		"--status-addr \"x\"":                          {"METRICS_ADDR": "x"},
+		"--mtu 10: want 576":                           {"WEFT_MTU": "10"},
+		"environment variable WEFT_MTU: --mtu \"big\"": {"WEFT_MTU": "big"},
+		"unknown flag: --bogus":                        {"EXTRA_ARGS": "--bogus"},
+		"a password has fewer than":                    {"WEFT_PASSWORD": "short"},
 	} {
 		_, err := parse(t, env, 3)
 		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {

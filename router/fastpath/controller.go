@@ -45,9 +45,10 @@ type Settings struct {
 	NoExpress bool
 	// NoExpressTo does the same for frames from and to peers at these addresses.
 	NoExpressTo []netip.Prefix
-	// Encaps are the encapsulations, besides VXLAN, in which IP packets may leave and come,
-	// better ones first.
-	Encaps []plan.Encap
+	// Encaps are the encapsulations in which IP packets may leave and come. The first of EncapsTo
+	// that has the address of a peer replaces them.
+	Encaps   plan.Encaps
+	EncapsTo []EncapsTo
 	// Encrypt allows clear text only between this host and addresses of Trusted.
 	// Other frames use WireGuard if the kernel has it, else sleeve.
 	Encrypt bool
@@ -57,6 +58,22 @@ type Settings struct {
 	Binding kernel.Binding
 	// Guard is the spoof guard of the containers, nil if there is none.
 	Guard *kernel.Guard
+}
+
+// EncapsTo are the encapsulations of packets from and to peers in a network.
+type EncapsTo struct {
+	Peers  netip.Prefix
+	Encaps plan.Encaps
+}
+
+// encapsTo returns the encapsulations of packets from and to a peer at an address.
+func (s *Settings) encapsTo(a netip.Addr) plan.Encaps {
+	for _, t := range s.EncapsTo {
+		if t.Peers.Contains(a) {
+			return t.Encaps
+		}
+	}
+	return s.Encaps
 }
 
 // Config configures a Controller.
@@ -339,8 +356,17 @@ func (c *Controller) offer(a netip.Addr) plan.Offer {
 	}
 	if !c.trusts(a) {
 		o.Verdict = wire.FastEncrypted
-	} else if a.Is4() && c.expressErr == nil && !within(a, c.cfg.NoExpressTo) {
-		o.Plain = plan.SetOf(c.cfg.Encaps)
+	} else if a.Unmap().Is4() && c.expressErr == nil && !within(a, c.cfg.NoExpressTo) {
+		o.Encaps = c.cfg.encapsTo(a.Unmap())
+	}
+	return o
+}
+
+// offerTo is offer for a link, of which more is known: plain packets need the programs of express.
+func (c *Controller) offerTo(l *link) plan.Offer {
+	o := c.offer(l.Addr())
+	if l.hop.Ifindex != 0 && c.expressLinkErr(l) != nil {
+		o.Encaps = plan.Encaps{}
 	}
 	return o
 }

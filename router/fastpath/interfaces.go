@@ -198,6 +198,8 @@ func (c *Controller) findHop(l *link) {
 	}
 	if hop != l.hop || outer != l.outer {
 		l.hop, l.outer, c.stale = hop, outer, true
+		now := time.Now()
+		c.apply(l, now, l.SetOwn(now, c.offerTo(l)))
 	}
 }
 

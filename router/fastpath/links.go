@@ -30,7 +30,7 @@ func (c *Controller) beginSession(n peer.Name, s Session, now time.Time) {
 		c.setSessionless(n, nil)
 		l.sessionEnded, l.secret = time.Time{}, secret
 		c.links[n] = l
-		c.apply(l, now, l.Renew(now, c.offer(l.Addr())))
+		c.apply(l, now, l.Renew(now, c.offerTo(l)))
 		return
 	}
 	c.endKept(n, "the peer has another key or another address now")
@@ -41,7 +41,7 @@ func (c *Controller) beginSession(n peer.Name, s Session, now time.Time) {
 		MTU: c.cfg.MTU, Epoch: c.cfg.Epoch, Nonce: newNonce, Own: c.offer(s.Addr), Addr: s.Addr,
 		Pace: func() time.Duration { return liveness.Pace(c.busy) }, Unread: c.host.Backlog,
 		Links: func() int { return len(c.links) }, Carries: func() bool { return c.host.Carries(n) },
-		Encaps: c.cfg.Encaps, Ends: func(f plan.Family) (own, peers netip.Addr) { return c.bound.ends(c.self, n, f, time.Now()) },
+		Ends: func(f plan.Family) (own, peers netip.Addr) { return c.bound.ends(c.self, n, f, time.Now()) },
 	}, now)
 	c.links[n] = l
 	c.apply(l, now, effects)
@@ -158,8 +158,8 @@ func (c *Controller) pathChanged(n peer.Name, p path, now time.Time) {
 		return
 	}
 	c.apply(l, now, l.SetAddr(now, p.addr))
-	c.apply(l, now, l.SetOwn(now, c.offer(p.addr)))
 	c.findHop(l)
+	c.apply(l, now, l.SetOwn(now, c.offerTo(l)))
 }
 
 // control handles the offer of a neighbour.
@@ -211,7 +211,7 @@ func (c *Controller) show(l *link, now time.Time) {
 		return
 	}
 	s := LinkStatus{Up: l.Up(), Encrypted: l.Encrypted(), RTT: l.RTT(), Encaps: [2]plan.Encap{l.Encap(plan.V4), l.Encap(plan.V6)}}
-	if s.Up {
+	if s.Up || s.Plain() {
 		s.EncapReason = l.EncapReason(now)
 	}
 	l.wasUp = l.wasUp || s.Up
@@ -219,6 +219,10 @@ func (c *Controller) show(l *link, now time.Time) {
 	case s.Up:
 		s.MTU = c.cfg.MTU
 		s.Mode, s.Reason = c.linkMode(l)
+	case s.Plain():
+		s.MTU = c.cfg.MTU
+		s.Mode, _ = c.linkMode(l)
+		s.Reason = l.Reason(now)
 	case l.keyConflict && s.Encrypted:
 		s.Mode, s.Reason = Disabled, because(ErrEncryption, "the peer claims the tunnel key of another peer")
 	default:

@@ -16,13 +16,17 @@ import (
 
 var plainSettings = func() fastpath.Settings {
 	s := defaults
-	s.Encaps = []plan.Encap{plan.None, plan.IPIP}
+	s.Encaps = plan.Auto
 	return s
 }()
 
 // takes is the offer of a peer that takes plain packets.
-func takes(n byte, e ...plan.Encap) wire.Control {
-	return wire.Control{Type: wire.Fast, ShortID: uint16(n), Port: port, Encaps: plan.SetOf(e)}
+func takes(n byte, encaps ...plan.Encap) wire.Control {
+	set := wire.Encaps(0)
+	for _, e := range encaps {
+		set |= 1 << e
+	}
+	return wire.Control{Type: wire.Fast, ShortID: uint16(n), Port: port, Encaps: set}
 }
 
 // know tells the router of an address of a container at a host.

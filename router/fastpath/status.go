@@ -13,16 +13,19 @@ import (
 
 // LinkStatus is the status of the fast path to one neighbour at one moment.
 type LinkStatus struct {
-	Up, Encrypted bool
-	Mode          Mode  // Disabled if not up
+	Up, Encrypted bool  // Up: VXLAN is
+	Mode          Mode  // Disabled if nothing goes by the fast path
 	Reason        error // why not up, or why not express; nil if express
 	RTT           time.Duration
-	MTU           int // of containers' packets that pass, in bytes, if up
+	MTU           int // of containers' packets that pass, in bytes, if any do
 	// Encaps are those of packets of each family between known addresses. EncapReason says why they are
 	// not the best that the settings allow; nil if they are.
 	Encaps      [2]plan.Encap
 	EncapReason error
 }
+
+// Plain reports whether any packets go to the neighbour without VXLAN.
+func (s *LinkStatus) Plain() bool { return s.Encaps != [2]plan.Encap{} }
 
 // KeptPath is the fast path to a neighbour that has no session, as its router is away.
 type KeptPath struct {

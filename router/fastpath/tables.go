@@ -112,7 +112,7 @@ func (c *Controller) takeIDs(now time.Time) {
 		}
 		c.setTunnelAddr(self)
 		for _, l := range c.links {
-			c.apply(l, now, l.SetOwn(now, c.offer(l.Addr())))
+			c.apply(l, now, l.SetOwn(now, c.offerTo(l)))
 		}
 		c.resync = true
 	}

@@ -86,7 +86,7 @@ func (c *Controller) mendTunnel() error {
 	c.tunnelErr, c.stale = err, true
 	now := time.Now()
 	for _, l := range c.links {
-		c.apply(l, now, l.SetOwn(now, c.offer(l.Addr())))
+		c.apply(l, now, l.SetOwn(now, c.offerTo(l)))
 	}
 	return err
 }

@@ -1,7 +1,9 @@
 package plan
 
 import (
+	"cmp"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/weft-net/weft/router/wire"
@@ -16,6 +18,9 @@ const (
 	IPIP        // RFC 2003, RFC 4213: without Ethernet header, behind an IPv4 header
 	None        // without Ethernet header, as they are
 )
+
+// IPIPOverhead is the overhead of IPIP, in bytes.
+const IPIPOverhead = 20
 
 // String returns the word of users.
 func (e Encap) String() string { return [...]string{"vxlan", "ipip", "none"}[e] }
@@ -54,23 +59,49 @@ func (w *way) end() {
 	w.tried = false
 }
 
-// SetOf returns a set of encapsulations.
-func SetOf(list []Encap) (set wire.Encaps) {
-	for _, e := range list {
+// Encaps are encapsulations of plain packets, better ones first, then VXLAN for all other packets.
+type Encaps [2]Encap
+
+// Auto has all encapsulations, those with less overhead first.
+var Auto = Encaps{None, IPIP}
+
+// List returns the encapsulations before VXLAN.
+func (e *Encaps) List() []Encap {
+	if i := slices.Index(e[:], VXLAN); i >= 0 {
+		return e[:i]
+	}
+	return e[:]
+}
+
+// set is for the peer.
+func (e *Encaps) set() (set wire.Encaps) {
+	for _, e := range e.List() {
 		set |= 1 << e
 	}
 	return set
 }
 
-// takes reports whether an end uses and accepts an encapsulation.
-func (o *Offer) takes(e Encap) bool { return o != nil && o.Plain&(1<<e) != 0 }
+// orderWays puts the ways in the order of this end's offer. Others end.
+func (l *Link) orderWays() {
+	rank := func(w *way) int {
+		if i := slices.Index(l.own.Encaps.List(), w.Encap); i >= 0 {
+			return i
+		}
+		return len(l.ways)
+	}
+	slices.SortStableFunc(l.ways, func(a, b *way) int { return cmp.Compare(rank(a), rank(b)) })
+}
+
+// takes reports whether the peer uses and accepts an encapsulation.
+func (l *Link) takes(e Encap) bool { return l.peer != nil && l.peer.Plain&(1<<e) != 0 }
 
 // tryWays probes the ways of plain packets. One is tried only while no better one of its family is up.
 func (l *Link) tryWays(now time.Time) {
 	var up [len(families)]bool
 	for _, w := range l.ways {
 		from, to := l.ends(w.family)
-		if up[w.family] || l.transport != clearText || !l.own.takes(w.Encap) || !l.peer.takes(w.Encap) || !from.IsValid() || !to.IsValid() {
+		wanted := l.transport == clearText && slices.Contains(l.own.Encaps.List(), w.Encap) && l.takes(w.Encap)
+		if up[w.family] || !wanted || !from.IsValid() || !to.IsValid() {
 			w.end()
 			continue
 		}
@@ -107,4 +138,6 @@ func (l *Link) Encap(f Family) Encap {
 func (l *Link) Plain() bool { return l.Encap(V4) != VXLAN || l.Encap(V6) != VXLAN }
 
 // Accepts reports whether plain packets may come from the peer: clear text is allowed, and this end wants them.
-func (l *Link) Accepts() bool { return l.ready && l.transport == clearText && l.own.Plain != 0 }
+func (l *Link) Accepts() bool {
+	return l.ready && l.transport == clearText && len(l.own.Encaps.List()) > 0
+}

@@ -66,7 +66,8 @@ type Offer struct {
 	ShortID uint16
 	Port    uint16
 	Tunnel  wire.Tunnel // this end of an encrypted tunnel, if it has one
-	Plain   wire.Encaps // encapsulations of plain packets that this end uses and accepts
+	Encaps  Encaps      // that this end uses and accepts
+	Plain   wire.Encaps // likewise of the peer
 }
 
 // Effect is an action for the driver: one of the types below.
@@ -118,8 +119,6 @@ type Config struct {
 	// Carries returns whether frames use another path to the peer, and will use this one when
 	// it is up; true if nil.
 	Carries func() bool
-	// Encaps are the encapsulations of plain packets, better ones first.
-	Encaps []Encap
 	// Ends returns an address of a container of this host and one of the peer, of a family; invalid
 	// if one of them has none. Without it there are no plain packets.
 	Ends func(Family) (own, peers netip.Addr)
@@ -159,11 +158,12 @@ func NewLink(cfg Config, now time.Time) (*Link, []Effect) {
 func newLink(cfg Config) *Link {
 	l := &Link{cfg: cfg, own: cfg.Own, addr: cfg.Addr.Unmap()}
 	l.vxlan = newProber(&l.cfg)
-	for _, e := range cfg.Encaps {
+	for _, e := range Auto {
 		for _, family := range families {
 			l.ways = append(l.ways, &way{Encap: e, family: family, prober: newProber(&l.cfg)})
 		}
 	}
+	l.orderWays()
 	return l
 }
 
@@ -183,6 +183,7 @@ func (l *Link) SetOwn(now time.Time, o Offer) []Effect {
 	if l.own = o; changed {
 		l.offer()
 	}
+	l.orderWays()
 	return l.flush(now)
 }
 
@@ -190,6 +191,7 @@ func (l *Link) SetOwn(now time.Time, o Offer) []Effect {
 // was not.
 func (l *Link) Renew(now time.Time, own Offer) []Effect {
 	l.own = own
+	l.orderWays()
 	l.offer()
 	return l.flush(now)
 }
@@ -356,7 +358,7 @@ func (l *Link) offer() { l.emit(Send{l.own.message()}) }
 
 // message returns the part of an offer that is sent to the peer.
 func (o Offer) message() wire.Control {
-	return wire.Control{Type: wire.Fast, Verdict: o.Verdict, ShortID: o.ShortID, Port: o.Port, Tunnel: o.Tunnel, Encaps: o.Plain}
+	return wire.Control{Type: wire.Fast, Verdict: o.Verdict, ShortID: o.ShortID, Port: o.Port, Tunnel: o.Tunnel, Encaps: o.Encaps.set()}
 }
 
 func (l *Link) emit(e Effect) { l.out = append(l.out, e) }

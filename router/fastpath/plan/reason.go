@@ -81,16 +81,14 @@ func (p *prober) reason(now time.Time, what string, to netip.Addr, size int) err
 // EncapReason says why IP packets between known addresses do not go to the peer in the best encapsulation of the
 // settings; nil if they do, or if frames do not go to it by the fast path at all.
 func (l *Link) EncapReason(now time.Time) error {
-	if len(l.ways) == 0 || !l.ready {
+	if len(l.own.Encaps.List()) == 0 || !l.ready {
 		return nil
 	}
 	best := l.ways[0].Encap
 	switch {
 	case l.transport != clearText:
 		return reasonf(ErrUnwilling, "packets must be encrypted")
-	case !l.own.takes(best):
-		return reasonf(ErrUnwilling, "the programs of express mode are off here, or the underlay is IPv6")
-	case !l.peer.takes(best):
+	case !l.takes(best):
 		return reasonf(ErrUnwilling, "the peer does not take it, its own status says why")
 	}
 	missing := 0
@@ -124,7 +122,7 @@ func (w *way) text() string {
 // overhead is that of an IP packet of a container, in bytes.
 func (w *way) overhead() int {
 	if w.Encap == IPIP {
-		return 20
+		return IPIPOverhead
 	}
 	return 0
 }
