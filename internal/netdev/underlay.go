@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -18,6 +20,8 @@ type Underlay struct {
 	// netfilter: in a bridge, or in the output chain of an IPVLAN.
 	Netfilter bool
 	MTU       int // in bytes of IP packet, 0 if not known
+	// Forwards reports that the host forwards packets of IPv4 that come by the interface.
+	Forwards bool
 }
 
 // Underlay returns the properties of an interface. If a property cannot be
@@ -29,7 +33,7 @@ func (w *Watch) Underlay(ifindex int) (u Underlay) {
 			break
 		}
 		if i == 0 {
-			u.MTU = l.Attrs().MTU
+			u.MTU, u.Forwards = l.Attrs().MTU, w.forwards(l.Attrs().Name)
 		}
 		u.Ethernet = l.Attrs().EncapType == "ether"
 		v, isIPVLAN := l.(*netlink.IPVlan)
@@ -41,7 +45,17 @@ func (w *Watch) Underlay(ifindex int) (u Underlay) {
 			return u
 		}
 	}
-	return Underlay{Netfilter: true, MTU: u.MTU}
+	return Underlay{Netfilter: true, MTU: u.MTU, Forwards: u.Forwards}
+}
+
+// forwards reads the sysctl of an interface; false if it cannot be read.
+func (w *Watch) forwards(name string) (on bool) {
+	_ = DoIn(w.ns, func() error {
+		b, err := os.ReadFile(ProcSys.Path("net", "ipv4", "conf", name, "forwarding"))
+		on = err == nil && strings.TrimSpace(string(b)) == "1"
+		return nil
+	})
+	return on
 }
 
 // IPsecPrefixes returns the IPv4 networks of other hosts for which the policies of

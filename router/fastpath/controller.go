@@ -365,10 +365,34 @@ func (c *Controller) offer(a netip.Addr) plan.Offer {
 // offerTo is offer for a link, of which more is known: plain packets need the programs of express.
 func (c *Controller) offerTo(l *link) plan.Offer {
 	o := c.offer(l.Addr())
-	if l.hop.Ifindex != 0 && c.expressLinkErr(l) != nil {
+	if l.hop.Ifindex == 0 || len(o.Encaps.List()) == 0 {
+		return o
+	}
+	if o.NoPlain = c.plainErr(l); o.NoPlain != nil {
 		o.Encaps = plan.Encaps{}
 	}
 	return o
+}
+
+// plainErr says why this host takes no plain packets from a peer, nil if it does.
+func (c *Controller) plainErr(l *link) error {
+	if err := c.expressLinkErr(l); err != nil {
+		return err
+	}
+	if c.underlay(l.hop.Ifindex).Netfilter {
+		// They would cross it with the addresses of containers, as those of another flow.
+		return because(ErrUnderlay, "packets of the interface towards the peer cross netfilter")
+	}
+	return nil
+}
+
+// cannotSend says why this host cannot send packets of a family in an encapsulation by the interface towards a
+// peer; nil if it can.
+func (c *Controller) cannotSend(l *link, e plan.Encap, f plan.Family) error {
+	if e == plan.None && f == plan.V6 && !c.underlay(l.hop.Ifindex).Forwards {
+		return because(ErrUnderlay, "for packets of IPv6 this host must forward IPv4 (sysctl net.ipv4.ip_forward)")
+	}
+	return nil
 }
 
 // Run keeps the kernel up to date until ctx ends, which is no error, or the kernel no
@@ -488,6 +512,7 @@ func (c *Controller) tick(now time.Time) {
 			}
 		}
 	}
+	c.endLeaving(now)
 	c.watchTraffic(now)
 	c.updateUses(now)
 	c.endSessionless(now)
@@ -514,6 +539,9 @@ func (c *Controller) next() (next time.Time) {
 		if t := l.Next(); !t.IsZero() && t.Before(next) {
 			next = t
 		}
+	}
+	if t := c.nextLeaving(); !t.IsZero() && (next.IsZero() || t.Before(next)) {
+		next = t
 	}
 	if c.fromEnds != 0 {
 		if t := c.cfg.Start.Add(c.fromEnds); next.IsZero() || t.Before(next) {

@@ -41,7 +41,8 @@ func (c *Controller) beginSession(n peer.Name, s Session, now time.Time) {
 		MTU: c.cfg.MTU, Epoch: c.cfg.Epoch, Nonce: newNonce, Own: c.offer(s.Addr), Addr: s.Addr,
 		Pace: func() time.Duration { return liveness.Pace(c.busy) }, Unread: c.host.Backlog,
 		Links: func() int { return len(c.links) }, Carries: func() bool { return c.host.Carries(n) },
-		Ends: func(f plan.Family) (own, peers netip.Addr) { return c.bound.ends(c.self, n, f, time.Now()) },
+		Ends:   func(f plan.Family) (own, peers netip.Addr) { return c.bound.ends(c.self, n, f, time.Now()) },
+		Cannot: func(e plan.Encap, f plan.Family) error { return c.cannotSend(l, e, f) },
 	}, now)
 	c.links[n] = l
 	c.apply(l, now, effects)

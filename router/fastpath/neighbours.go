@@ -19,6 +19,11 @@ const (
 	// knownFor is how long an address must have been known before a probe by plain packets uses it, as
 	// the programs have it for other packets: then its binding is known at the other end, too.
 	knownFor = 3 * time.Second
+	// leaveAfter is how long an address that a peer no longer binds stays, unless it is bound elsewhere. If
+	// only the router of the peer is away, its bindings end, and its kernel sends on: then they stay
+	// as long as the path to it, and returnIn after its router came back.
+	leaveAfter = 2 * time.Second
+	returnIn   = 5 * time.Second
 )
 
 // bound is where the IP addresses are that are bound to containers.
@@ -27,6 +32,7 @@ type bound struct {
 	at map[netip.Addr]peer.Name
 	// unconfirmed are what an earlier process left in the kernel and this one has not heard of yet.
 	unconfirmed map[netip.Addr]kernel.Neighbour
+	leaving     map[netip.Addr]time.Time     // when addresses that no peer binds leave
 	probed      map[peer.Name]*[2]netip.Addr // by family: those that probes use
 	self        uint16                       // short id of this host when its addresses were written
 }
@@ -39,7 +45,7 @@ type place struct {
 func newBound() bound {
 	return bound{
 		of: make(map[peer.Name]map[netip.Addr]place), at: make(map[netip.Addr]peer.Name),
-		unconfirmed: make(map[netip.Addr]kernel.Neighbour), probed: make(map[peer.Name]*[2]netip.Addr),
+		unconfirmed: make(map[netip.Addr]kernel.Neighbour), leaving: make(map[netip.Addr]time.Time), probed: make(map[peer.Name]*[2]netip.Addr),
 	}
 }
 
@@ -128,9 +134,40 @@ func (in *inbox) takeNeighbours() map[netip.Addr]resolve.Place {
 // writeNeighbours writes changed addresses to the kernel.
 func (c *Controller) writeNeighbours(list map[netip.Addr]resolve.Place, now time.Time) {
 	for a, p := range list {
+		delete(c.bound.leaving, a)
+		if at, known := c.bound.at[a]; known && p.IsZero() && at != c.self {
+			c.bound.leaving[a] = now.Add(leaveAfter)
+			continue
+		}
 		c.bound.set(a, p, now)
 		c.writeNeighbour(a, now)
 	}
+}
+
+// endLeaving removes the addresses whose time has come.
+func (c *Controller) endLeaving(now time.Time) {
+	for a, at := range c.bound.leaving {
+		if now.Before(at) {
+			continue
+		}
+		if c.sessionless[c.bound.at[a]] != nil {
+			c.bound.leaving[a] = now.Add(returnIn)
+			continue
+		}
+		delete(c.bound.leaving, a)
+		c.bound.set(a, resolve.Place{}, now)
+		c.writeNeighbour(a, now)
+	}
+}
+
+// nextLeaving returns when endLeaving must be called at the latest; zero for never.
+func (c *Controller) nextLeaving() (next time.Time) {
+	for _, at := range c.bound.leaving {
+		if next.IsZero() || at.Before(next) {
+			next = at
+		}
+	}
+	return next
 }
 
 // writeNeighbour writes an address to the kernel. One that cannot be written is not there: then the router

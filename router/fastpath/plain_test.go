@@ -85,7 +85,7 @@ func TestBestEncapsulation(t *testing.T) {
 		pass(time.Second)
 		r.wantEncap("it takes it again", kernel.EncapNone, "")
 		r.Moved([]resolve.Change{{Addr: netip.AddrFrom4([4]byte{10, 32, 0, 2}), Old: resolve.Place{MAC: macOf(1, 2), At: nameOf(2)}}})
-		pass(2 * time.Second)
+		pass(3 * time.Second)
 		r.wantEncap("its only address is gone", kernel.EncapVXLAN, "no addresses")
 	})
 }
@@ -142,10 +142,16 @@ func TestPlainPacketsOutliveRouters(t *testing.T) {
 			}
 		}
 		r.Down(nameOf(2))
-		for range 100 {
+		r.Moved([]resolve.Change{{Addr: netip.AddrFrom4([4]byte{10, 32, 0, 2}), Old: resolve.Place{MAC: macOf(1, 2), At: nameOf(2)}}})
+		for range 1000 {
 			pass(10 * time.Millisecond)
-			always("the peer's router is away")
+			always("the peer's router is away, and so its bindings")
 		}
+		r.meet(2)
+		r.Control(nameOf(2), takes(2, plan.None))
+		pass(time.Second)
+		always("it is back, and its bindings are not yet")
+		r.know(2)
 		r.stop()
 		always("this router is away")
 		r = begin()

@@ -47,7 +47,7 @@ func (c *Controller) wantTables() plan.Tables {
 		carries := c.carries(l) && c.ids[l.peer] == l.PeerID()
 		h.Up, h.Express = carries && (l.Up() || !l.Plain()), c.expressLinkErr(l) == nil
 		if h.Express {
-			h.Direct, h.Accepts = !c.underlay(h.Ifindex).Netfilter, l.Accepts()
+			h.Direct, h.Accepts = !c.underlay(h.Ifindex).Netfilter, l.Accepts() && c.plainErr(l) == nil
 		}
 		if h.Accepts && carries {
 			h.Encaps = [2]plan.Encap{l.Encap(plan.V4), l.Encap(plan.V6)}

@@ -77,3 +77,53 @@ func udpTo(port uint16) []expr.Any {
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, port)},
 	}
 }
+
+// BlockPlain makes the underlay drop IP packets without VXLAN to host n: with sources, those whose source is
+// no host of the underlay, as networks do that check sources, and with ipip, those of IP protocols 4 and 41.
+// It replaces what an earlier call did.
+func (l *Lab) BlockPlain(n int, sources, ipip bool) error {
+	if err := l.CheckPlace(Place{Host: n}); err != nil {
+		return err
+	}
+	err := netdev.Do(l.underlay(), func() error {
+		c, err := nftables.New()
+		if err != nil {
+			return fmt.Errorf("open netlink: %w", err)
+		}
+		t := &nftables.Table{Name: blockTable + "plain-" + hostName(n), Family: nftables.TableFamilyBridge}
+		c.AddTable(t)
+		c.DelTable(t)
+		c.AddTable(t)
+		chain := c.AddChain(&nftables.Chain{
+			Name: "forward", Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward,
+			Priority: &beforeBridgeNetfilter,
+		})
+		drop := func(match ...expr.Any) {
+			match = append(toInterface(hostName(n)), match...)
+			c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: append(match, &expr.Verdict{Kind: expr.VerdictDrop})})
+		}
+		if sources {
+			for _, of := range []struct {
+				protocol       uint16
+				offset, length uint32
+				network        []byte
+			}{{unix.ETH_P_IP, 12, 3, Addr4(1).AsSlice()}, {unix.ETH_P_IPV6, 8, 8, Addr6(1).AsSlice()}} {
+				drop(append(ofProtocol(of.protocol),
+					&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: of.offset, Len: of.length},
+					&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: of.network[:of.length]})...)
+			}
+		}
+		if ipip {
+			for _, protocol := range []byte{unix.IPPROTO_IPIP, unix.IPPROTO_IPV6} {
+				drop(append(ofProtocol(unix.ETH_P_IP),
+					&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 9, Len: 1},
+					&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{protocol}})...)
+			}
+		}
+		return c.Flush()
+	})
+	if err != nil {
+		return fmt.Errorf("block plain packets to %s in lab %s: %w", hostName(n), l.Name, err)
+	}
+	return nil
+}

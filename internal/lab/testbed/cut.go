@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 
 	"github.com/google/nftables"
@@ -15,15 +14,15 @@ import (
 )
 
 // The rules of Cut are in the namespace of the underlay, as those of Block. Each element of a
-// set is the address of a host from which packets are dropped, and that of the host to which
-// they go:
+// set is the port of a host from which packets are dropped, and that of the host to which they
+// go. Addresses would not do: packets may have those of containers.
 //
 //	table bridge weft-cut {
-//	  set cut4  { type ipv4_addr . ipv4_addr }  set cut6  { type ipv6_addr . ipv6_addr }
-//	  set dial4 { type ipv4_addr . ipv4_addr }  set dial6 { type ipv6_addr . ipv6_addr }
+//	  set cut  { type ifname . ifname }
+//	  set dial { type ifname . ifname }
 //	  chain forward { type filter hook forward priority -200
-//	    ip saddr . ip daddr @cut4 drop          ip6 saddr . ip6 daddr @cut6 drop
-//	    tcp flags & (syn|ack) == syn ip saddr . ip daddr @dial4 drop    (ip6, @dial6 likewise)
+//	    meta protocol ip  iifname . oifname @cut drop                                  (ip6 likewise)
+//	    meta protocol ip  tcp flags & (syn|ack) == syn iifname . oifname @dial drop    (ip6 likewise)
 //	  }
 //	}
 const cutTable = "weft-cut"
@@ -49,10 +48,8 @@ func (l *Lab) setCut(a, b int, way Way, cut bool) error {
 		return err
 	}
 	return netdev.Do(l.underlay(), func() error {
-		for _, pair := range [][2]netip.Addr{{Addr4(a), Addr4(b)}, {Addr6(a), Addr6(b)}} {
-			if err := changeSet(setName(way, pair[0]), pair[0], pair[1], cut); err != nil {
-				return fmt.Errorf("cut %s from %s in lab %s: %w", hostName(b), hostName(a), l.Name, err)
-			}
+		if err := changeSet(way, a, b, cut); err != nil {
+			return fmt.Errorf("cut %s from %s in lab %s: %w", hostName(b), hostName(a), l.Name, err)
 		}
 		return nil
 	})
@@ -68,29 +65,30 @@ func (l *Lab) checkPair(a, b int) error {
 	return errors.Join(l.CheckPlace(Place{Host: a}), l.CheckPlace(Place{Host: b}))
 }
 
-func setName(way Way, a netip.Addr) string {
-	if a.Is4() {
-		return string(way) + "4"
-	}
-	return string(way) + "6"
+// pairKey is an element of a set.
+func pairKey(from, to int) []byte {
+	key := make([]byte, 2*unix.IFNAMSIZ)
+	copy(key, hostName(from))
+	copy(key[unix.IFNAMSIZ:], hostName(to))
+	return key
 }
 
 // changeSet adds an element to a set of the calling thread's namespace, or deletes it. It
 // is no error if that was done already.
-func changeSet(name string, from, to netip.Addr, add bool) error {
+func changeSet(way Way, from, to int, add bool) error {
 	c, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("open netlink: %w", err)
 	}
-	set := &nftables.Set{Table: table(), Name: name}
-	element := []nftables.SetElement{{Key: append(from.AsSlice(), to.AsSlice()...)}}
+	set := &nftables.Set{Table: table(), Name: string(way)}
+	element := []nftables.SetElement{{Key: pairKey(from, to)}}
 	if add {
 		err = c.SetAddElements(set, element)
 	} else {
 		err = c.SetDeleteElements(set, element)
 	}
 	if err != nil {
-		return fmt.Errorf("change set %s: %w", name, err)
+		return fmt.Errorf("change set %s: %w", way, err)
 	}
 	err = c.Flush()
 	if (add && errors.Is(err, os.ErrExist)) || (!add && errors.Is(err, os.ErrNotExist)) {
@@ -139,50 +137,47 @@ func makeRules(cuts [][2]int) error {
 	chain := c.AddChain(&nftables.Chain{
 		Name: "forward", Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward, Priority: &beforeBridgeNetfilter,
 	})
-	id := uint32(0) // the library's own numbers are not safe for concurrent use
-	for _, way := range []Way{Packets, Dials} {
-		for _, v6 := range []bool{false, true} {
-			address, of := nftables.TypeIPAddr, Addr4
-			if v6 {
-				address, of = nftables.TypeIP6Addr, Addr6
+	pair, err := nftables.ConcatSetType(nftables.TypeIFName, nftables.TypeIFName)
+	if err != nil {
+		return fmt.Errorf("make the type of a set: %w", err)
+	}
+	for i, way := range []Way{Packets, Dials} {
+		// The library's own numbers are not safe for concurrent use.
+		set := &nftables.Set{Table: t, ID: uint32(i + 1), Name: string(way), KeyType: pair, Concatenation: true}
+		var elements []nftables.SetElement
+		if way == Packets {
+			for _, cut := range cuts {
+				elements = append(elements, nftables.SetElement{Key: pairKey(cut[0], cut[1])})
 			}
-			pair, err := nftables.ConcatSetType(address, address)
-			if err != nil {
-				return fmt.Errorf("make the type of a set: %w", err)
-			}
-			id++
-			set := &nftables.Set{Table: t, ID: id, Name: setName(way, of(1)), KeyType: pair, Concatenation: true}
-			var elements []nftables.SetElement
-			if way == Packets {
-				for _, cut := range cuts {
-					elements = append(elements, nftables.SetElement{Key: append(of(cut[0]).AsSlice(), of(cut[1]).AsSlice()...)})
-				}
-			}
-			if err := c.AddSet(set, elements); err != nil {
-				return fmt.Errorf("add set %s: %w", set.Name, err)
-			}
-			var match []expr.Any
+		}
+		if err := c.AddSet(set, elements); err != nil {
+			return fmt.Errorf("add set %s: %w", set.Name, err)
+		}
+		for _, protocol := range []uint16{unix.ETH_P_IP, unix.ETH_P_IPV6} {
+			match := ofProtocol(protocol)
 			if way == Dials {
-				match = firstOfTCP()
+				match = append(match, firstOfTCP()...)
 			}
-			match = append(match, addressesIn(set, v6)...)
+			match = append(match, betweenPorts(set)...)
 			c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: append(match, &expr.Verdict{Kind: expr.VerdictDrop})})
 		}
 	}
 	return c.Flush()
 }
 
-// addressesIn matches packets whose source and destination addresses, which are next to each
-// other in the header, are in the set.
-func addressesIn(set *nftables.Set, v6 bool) []expr.Any {
-	protocol, offset, length := uint16(unix.ETH_P_IP), uint32(12), uint32(4)
-	if v6 {
-		protocol, offset, length = unix.ETH_P_IPV6, 8, 16
-	}
+// ofProtocol matches packets with an ethertype.
+func ofProtocol(protocol uint16) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, protocol)},
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 2 * length},
+	}
+}
+
+// betweenPorts matches packets whose ports of entry and exit are in the set.
+func betweenPorts(set *nftables.Set) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
+		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 2},
 		&expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID},
 	}
 }

@@ -101,7 +101,7 @@ func (l *Link) tryWays(now time.Time) {
 	for _, w := range l.ways {
 		from, to := l.ends(w.family)
 		wanted := l.transport == clearText && slices.Contains(l.own.Encaps.List(), w.Encap) && l.takes(w.Encap)
-		if up[w.family] || !wanted || !from.IsValid() || !to.IsValid() {
+		if up[w.family] || !wanted || l.cannot(w) != nil || !from.IsValid() || !to.IsValid() {
 			w.end()
 			continue
 		}
@@ -115,6 +115,13 @@ func (l *Link) tryWays(now time.Time) {
 		})
 		up[w.family] = w.up
 	}
+}
+
+func (l *Link) cannot(w *way) error {
+	if l.cfg.Cannot == nil {
+		return nil
+	}
+	return l.cfg.Cannot(w.Encap, w.family)
 }
 
 func (l *Link) ends(f Family) (own, peers netip.Addr) {

@@ -67,6 +67,7 @@ type Offer struct {
 	Port    uint16
 	Tunnel  wire.Tunnel // this end of an encrypted tunnel, if it has one
 	Encaps  Encaps      // that this end uses and accepts
+	NoPlain error       // why it wants none although the settings allow some
 	Plain   wire.Encaps // likewise of the peer
 }
 
@@ -122,6 +123,8 @@ type Config struct {
 	// Ends returns an address of a container of this host and one of the peer, of a family; invalid
 	// if one of them has none. Without it there are no plain packets.
 	Ends func(Family) (own, peers netip.Addr)
+	// Cannot says why this host cannot send packets of a family in an encapsulation; nil if it can.
+	Cannot func(Encap, Family) error
 }
 
 // rest returns the interval of probes on a link that carries no frames.

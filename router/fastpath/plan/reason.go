@@ -82,7 +82,7 @@ func (p *prober) reason(now time.Time, what string, to netip.Addr, size int) err
 // settings; nil if they do, or if frames do not go to it by the fast path at all.
 func (l *Link) EncapReason(now time.Time) error {
 	if len(l.own.Encaps.List()) == 0 || !l.ready {
-		return nil
+		return Because(ErrUnwilling, l.own.NoPlain)
 	}
 	best := l.ways[0].Encap
 	switch {
@@ -98,6 +98,8 @@ func (l *Link) EncapReason(now time.Time) error {
 		case w.Encap != best || w.up:
 		case !from.IsValid() || !to.IsValid():
 			missing++
+		case l.cannot(w) != nil:
+			return Because(ErrUnwilling, l.cannot(w))
 		default:
 			return w.reason(now, w.text(), to, l.cfg.MTU+w.overhead())
 		}
