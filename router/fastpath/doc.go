@@ -74,5 +74,13 @@
 // lease of ten minutes, which it renews every minute. When it ends the kernel neither sends
 // nor accepts nor echoes.
 //
+// # Plain packets
+//
+// Where the settings allow it, a link also tries encapsulations with less overhead (package plan, Encap),
+// for packets of IPv4 and of IPv6 apart. The kernel uses them between addresses that are bound. When the router of
+// a peer ends, the mesh forgets the peer's bindings, but its kernel sends on. So its addresses stay
+// known here as long as the path to it is kept. A router that starts leaves the addresses that it finds in the
+// kernel for a minute, or until it hears something else of them.
+//
 // Package kerneltest is a kernel in memory, with which the tests of this package run.
 package fastpath

@@ -33,9 +33,9 @@
 //	               to another container of this host, or into VXLAN and out by
 //	               the interface of the underlay, bypassing the bridge and the
 //	               VXLAN device. Other frames continue to the bridge, unchanged.
-//	from_underlay  ingress of an interface of the underlay: VXLAN packets for a
-//	               container of this host go to its veth (express) or to the
-//	               port. Other packets continue to the host, unchanged.
+//	from_underlay  ingress of an interface of the underlay: VXLAN packets and plain
+//	               packets for a container of this host go to its veth (express)
+//	               or to the port. Other packets continue to the host, unchanged.
 //
 // There are three modes. Hosts and links with different modes work together, as the bytes
 // on the wire are the same:
@@ -70,6 +70,37 @@
 // then small answers pass and TCP hangs. The echo reveals this, as nobody on the path back
 // computes the checksum again.
 //
+// # Plain packets
+//
+// An IP packet between two containers needs no Ethernet header on the way if both ends know at which
+// MAC addresses its two IP addresses are. from_container and from_port then send it to the host
+// of its destination as it is (ENCAP_NONE, what others call host-gw or direct routing), or behind an IPv4 header
+// (ENCAP_IPIP, RFC 2003 and RFC 4213). from_underlay finds the MAC addresses, writes the Ethernet header
+// again, and hands the frame on as one that came in VXLAN. TTL, DSCP, ECN, fragments and options stay as the
+// container made them; an outer header has the ECN bits, as RFC 6040 says.
+//
+//	as it is  | Ethernet of the underlay 14 | packet |
+//	IPIP      | Ethernet of the underlay 14 | IPv4 20, protocol 4 or 41 | packet |
+//
+// The sender uses it if the map of neighbours says of both addresses that they are where the frame says,
+// and has said so for three seconds, within which the receiver hears of a new address too. A frame for a peer
+// behind a relay goes by VXLAN, which has the TTL of the relays. The receiver takes it if the map says that
+// the destination is here and the source at a peer that may send plain packets (PEER_PLAIN), and if it came by the
+// interface towards that peer. So a plain packet can have no other addresses than a frame in VXLAN from the
+// same host. What is not taken continues to the host, as packets of clients in the LAN do.
+//
+// The next hop of an IPv6 packet that has an IPv4 address is found by bpf_fib_lookup, which needs a
+// host that forwards IPv4: bpf_redirect_neigh takes the family of the packet for that of the next hop.
+//
+// A probe by plain packets is one itself, of UDP from a container's address here to one there, so everything
+// on the path treats it like those of containers: filters of sources above all. The payload is, big endian:
+//
+//	| 0x77656674 4 | source 2 | destination 2 | op 1 | encapsulation 1 | zero 2 | nonce 16 | zero ... |
+//
+// Source and destination are short ids. The router writes it to the TAP behind the Ethernet header
+// | zero 5 | 3 | zero 6 | ethertype 2 |. The kernel of the peer exchanges both ends and sends it back with op 2. That
+// of the sender passes it to the router, with the encapsulation as reason of the metadata header.
+//
 // # Metadata header
 //
 // A metadata header precedes a frame that the kernel passes to the router through the
@@ -101,7 +132,8 @@
 //	remotes  outer address -> the neighbour that has it, with its key
 //	traffic  short id -> packets and bytes, per CPU
 //	drops    reason -> packets, per CPU
-//	neighbours  IP address -> MAC address, of all hosts, by their signed word
+//	neighbours  IP address -> MAC address and short id of its host, of all hosts, by their
+//	         signed word
 //	requests    what became of a request for a MAC address -> number, per CPU
 //	events   MAC addresses seen in another place than macs has; pending bounds them
 //	         to one for each address in 100 ms
