@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,6 +22,9 @@ import (
 const (
 	pathExpress   = "weft express"
 	pathUnguarded = "weft express, unguarded" // containers without a spoof guard
+	pathNone      = "weft none"               // express, and IP packets as they are
+	pathIPIP      = "weft ipip"               // express, in IPIP
+	pathHostGW    = "host-gw"                 // routes of the kernel, as Flannel's backend
 	pathBridged   = "weft bridged"            // a rule filters bridged frames, as policies do
 	pathDevice    = "weft device"             // the VXLAN device of the kernel, as over IPv6 and inside WireGuard
 	pathMany      = "weft, 10,000 MAC addresses"
@@ -34,24 +38,30 @@ const (
 
 // fastTable compares the fast datapath to plain devices of the kernel.
 var fastTable = table{
-	paths: []string{pathRaw, pathVXLAN, pathExpress, pathUnguarded, pathBridged, pathDevice, pathSleeve, pathMany, pathBridge, pathLocal},
+	paths: []string{pathRaw, pathHostGW, pathNone, pathIPIP, pathVXLAN, pathExpress, pathUnguarded, pathBridged, pathDevice, pathSleeve, pathMany, pathBridge, pathLocal},
 	runs: []run{
-		{order: pinnedOne, on: append([]string{pathUnguarded}, interHostPaths...), metrics: []metric{
+		{order: pinnedOne, on: append([]string{pathHostGW, pathNone, pathIPIP, pathUnguarded}, interHostPaths...), metrics: []metric{
+			noneMetric("TCP, 1 stream, none", "Gb/s", false, 1.05, 1.15, gigabits),
+			ipipMetric("TCP, 1 stream, ipip", "Gb/s", 1.05, 1.1, gigabits),
 			fastMetric("TCP, 1 stream", "Gb/s", false, pathExpress, 1.05, 1.2, gigabits),
 			fastMetric("TCP, 1 stream, bridged", "Gb/s", false, pathBridged, 0.9, 1, gigabits),
 			{name: "TCP, 1 stream, spoof guard", unit: "Gb/s", must: 0.98, aim: 1, value: gigabits, ours: pathExpress, against: []string{pathUnguarded}},
 		}},
-		{order: pinnedFour, on: interHostPaths, metrics: []metric{
+		{order: pinnedFour, on: append([]string{pathHostGW, pathNone}, interHostPaths...), metrics: []metric{
+			noneMetric("TCP, 4 streams, none", "Gb/s", false, 1, 1.15, gigabits),
 			fastMetric("TCP, 4 streams", "Gb/s", false, pathExpress, 1.1, 1.3, gigabits),
 			fastMetric("TCP, 4 streams, bridged", "Gb/s", false, pathBridged, 0.9, 1, gigabits),
 		}},
-		{order: blast, on: append([]string{pathMany, pathUnguarded}, interHostPaths...), metrics: []metric{
+		{order: blast, on: append([]string{pathHostGW, pathNone, pathIPIP, pathMany, pathUnguarded}, interHostPaths...), metrics: []metric{
+			noneMetric("UDP, 64 bytes, none", "kpkt/s", false, 1.2, 1.5, kilopackets),
+			ipipMetric("UDP, 64 bytes, ipip", "kpkt/s", 1, 1.1, kilopackets),
 			fastMetric("UDP, 64 bytes, blast", "kpkt/s", false, pathExpress, 1.35, 1.6, kilopackets),
 			fastMetric("UDP, 64 bytes, bridged", "kpkt/s", false, pathBridged, 0.75, 1, kilopackets),
 			{name: "UDP, 64 bytes, spoof guard", unit: "kpkt/s", must: 0.98, aim: 1, value: kilopackets, ours: pathExpress, against: []string{pathUnguarded}},
 			{name: "UDP, 10,000 MAC addresses", unit: "kpkt/s", must: 0.97, aim: 1, value: kilopackets, ours: pathMany, against: []string{pathExpress}},
 		}},
-		{order: oneCPUTrips, on: interHostPaths, metrics: []metric{
+		{order: oneCPUTrips, on: append([]string{pathHostGW, pathNone}, interHostPaths...), metrics: []metric{
+			noneMetric("round trip, median, none", "us", true, 1, 0.9, medianTrip),
 			fastMetric("round trip, median", "us", true, pathExpress, 0.95, 0.9, medianTrip),
 			fastMetric("round trip, 99th", "us", true, pathExpress, 0.95, 0.9, p99Trip),
 			fastMetric("round trip, median, bridged", "us", true, pathBridged, 1.08, 1, medianTrip),
@@ -75,6 +85,16 @@ func fastMetric(name, unit string, less bool, ours string, must, aim float64, va
 	return metric{name: name, unit: unit, lowerIsBetter: less, must: must, aim: aim, value: value, ours: ours, against: []string{pathVXLAN}}
 }
 
+// noneMetric returns a row that compares packets without encapsulation to routes of the kernel.
+func noneMetric(name, unit string, less bool, must, aim float64, value func(sample) (float64, bool)) metric {
+	return metric{name: name, unit: unit, lowerIsBetter: less, must: must, aim: aim, value: value, ours: pathNone, against: []string{pathHostGW}}
+}
+
+// ipipMetric returns a row that compares IPIP to VXLAN of this build.
+func ipipMetric(name, unit string, must, aim float64, value func(sample) (float64, bool)) metric {
+	return metric{name: name, unit: unit, must: must, aim: aim, value: value, ours: pathIPIP, against: []string{pathExpress}}
+}
+
 // fastLabs are the labs of the table. Each variant of weft needs a lab of its own, because a
 // host has one router.
 var fastLabs = []struct {
@@ -83,6 +103,8 @@ var fastLabs = []struct {
 	networks []fastNetwork
 }{
 	// They are measured in this order, so each comes close to its reference.
+	{"n", []string{"--encap", "none,vxlan"}, []fastNetwork{{pathHostGW, plain(rival.HostGW), nil}, {pathNone, encapNetwork("none"), nil}}},
+	{"i", []string{"--encap", "ipip,vxlan"}, []fastNetwork{{pathIPIP, encapNetwork("ipip"), nil}}},
 	{"x", nil, []fastNetwork{
 		{pathBridge, plain(rival.Bridge), nil}, {pathLocal, localNetwork, nil},
 		{pathRaw, plain(rawNetwork), nil}, {pathVXLAN, plain(rival.VXLAN), nil}, {pathExpress, carriedNetwork(true), nil}, {pathUnguarded, unguardedNetwork, nil},
@@ -115,7 +137,7 @@ func (b *bench) fast(ctx context.Context, runs []run, got results) (err error) {
 		if len(networks) == 0 {
 			continue
 		}
-		l, bad := b.up(ctx, v.suffix, testbed.Config{Hosts: 2, Topology: testbed.Full}, slices.Concat([]string{"--mtu", fmt.Sprint(fastMTU)}, v.flags)...)
+		l, bad := b.up(ctx, v.suffix, testbed.Config{Hosts: 2, Topology: testbed.Full}, slices.Concat([]string{"--mtu", fmt.Sprint(fastMTU), "--encap", "vxlan"}, v.flags)...)
 		if bad != nil {
 			return bad
 		}
@@ -154,7 +176,19 @@ func carriedNetwork(express bool) func(context.Context, *testbed.Lab) (*rival.Ne
 			return nil, err
 		}
 		n.PIDs = nil // the routers carry no packets
-		return n, fastInUse(ctx, l, n, express)
+		return n, fastInUse(ctx, l, n, express, "vxlan")
+	}
+}
+
+// encapNetwork is carriedNetwork in express mode with an encapsulation.
+func encapNetwork(encap string) func(context.Context, *testbed.Lab) (*rival.Network, error) {
+	return func(ctx context.Context, l *testbed.Lab) (*rival.Network, error) {
+		n, err := weftNetwork(ctx, l)
+		if err != nil {
+			return nil, err
+		}
+		n.PIDs = nil
+		return n, fastInUse(ctx, l, n, true, encap)
 	}
 }
 
@@ -169,7 +203,7 @@ func unguardedNetwork(ctx context.Context, l *testbed.Lab) (*rival.Network, erro
 			return nil, err
 		}
 	}
-	return n, fastInUse(ctx, l, n, true)
+	return n, fastInUse(ctx, l, n, true, "vxlan")
 }
 
 func allowSpoof(ctx context.Context, l *testbed.Lab, p testbed.Place) error {
@@ -194,8 +228,8 @@ func localNetwork(ctx context.Context, l *testbed.Lab) (*rival.Network, error) {
 }
 
 // fastInUse waits until the kernels of both hosts forward a ping between the ends of a network
-// and its answer.
-func fastInUse(ctx context.Context, l *testbed.Lab, n *rival.Network, express bool) error {
+// and its answer, in an encapsulation of IPv4.
+func fastInUse(ctx context.Context, l *testbed.Lab, n *rival.Network, express bool, encap string) error {
 	var before [2]fastState
 	for {
 		if _, err := testbed.Ping(ctx, l.Netns(n.From), n.Addr); err != nil {
@@ -207,7 +241,8 @@ func fastInUse(ctx context.Context, l *testbed.Lab, n *rival.Network, express bo
 			if err != nil {
 				return err
 			}
-			if !now.fast || now.express != express || now.tx <= before[i].tx || now.rx <= before[i].rx {
+			v4, _, _ := strings.Cut(now.encap, "/")
+			if !now.fast || now.express != express || v4 != encap || now.tx <= before[i].tx || now.rx <= before[i].rx {
 				used, reason = false, fmt.Sprintf("h%d: %+v", p.Host, now)
 			}
 			before[i] = now
@@ -224,7 +259,7 @@ func fastInUse(ctx context.Context, l *testbed.Lab, n *rival.Network, express bo
 // fastState is the state of the one link of a host, as its router reports it.
 type fastState struct {
 	fast, express bool
-	info          string
+	encap, info   string
 	tx, rx        uint64 // frames that the kernel forwarded
 }
 
@@ -235,7 +270,7 @@ func fastStateOf(ctx context.Context, l *testbed.Lab, host int) (s fastState, er
 	}
 	for _, c := range r.Router.Connections {
 		if c.State == api.StateEstablished {
-			s.fast, s.express, s.info = c.Kind == "fastdp", c.Express, c.Info
+			s.fast, s.express, s.encap, s.info = c.Kind == "fastdp", c.Express, c.Encap, c.Info
 		}
 	}
 	for _, p := range r.Router.Fastdp.Peers {
