@@ -221,7 +221,7 @@ func tryNftables() error {
 }
 
 func tryGuard() error {
-	_, err := netdev.Guard(netdev.Guarded{Port: 6784, Tunnel: 6785, Sealed: plan.TunnelPrefix, Sleeve: 6783, Bridge: netdev.BridgeName})
+	_, err := netdev.Guard(netdev.Guarded{Port: 6784, Tunnel: 6785, Sealed: plan.TunnelPrefix, Sleeve: 6783, Bridge: netdev.BridgeName, IPIP: true})
 	return err
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -11,7 +12,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/weft-net/weft/e2e/harness"
+	"github.com/weft-net/weft/internal/checksum"
 	"github.com/weft-net/weft/internal/lab/testbed"
 	"github.com/weft-net/weft/internal/netdev"
 )
@@ -210,5 +214,55 @@ func TestEncapsulationPerPeer(t *testing.T) {
 	l.encap("ipip")
 	if got := l.carried(100); got != "ipip" {
 		t.Errorf("packets cross the underlay in %q", got)
+	}
+}
+
+// A container that reaches the underlay through its host, with the host's address, must not speak as another
+// container of the host by IPIP of its own.
+func TestContainersForgeNoIPIP(t *testing.T) {
+	t.Parallel()
+	l := newEncapLab(t, testbed.Config{Flags: []string{"--encap", "ipip,vxlan"}})
+	victim := harness.AddContainer(t, l.Lab, 1, "victim")[0].Addr()
+	gateway := netip.MustParsePrefix(strings.TrimSpace(harness.Weft(t, l.Lab, 1, "expose")) + "/12").Addr()
+	l.encap("ipip")
+	harness.Reach(t, l.Lab, harness.At(1, "victim"), l.v4)
+	harness.Within(t, l.Lab, l.a, func() error {
+		return netlink.RouteAdd(&netlink.Route{Dst: &net.IPNet{IP: testbed.Addr4(2).AsSlice(), Mask: net.CIDRMask(32, 32)}, Gw: gateway.AsSlice()})
+	})
+	var at *net.UDPConn
+	harness.Within(t, l.Lab, l.b, func() (err error) {
+		at, err = net.ListenUDP("udp4", &net.UDPAddr{IP: l.v4.AsSlice()})
+		return err
+	})
+	defer at.Close()
+	port := at.LocalAddr().(*net.UDPAddr).Port
+	// The inner packet, with a UDP checksum of zero, which means none.
+	inner := []byte{0x45, 0, 0, 20 + 8 + 6, 0, 0, 0x40, 0, 64, 17, 0, 0}
+	inner = append(append(inner, victim.AsSlice()...), l.v4.AsSlice()...)
+	binary.BigEndian.PutUint16(inner[10:], ^checksum.Sum(inner))
+	inner = append(inner, 0, 9, byte(port>>8), byte(port), 0, 8+6, 0, 0)
+	inner = append(inner, "forged"...)
+	harness.Within(t, l.Lab, l.a, func() error {
+		c, err := net.Dial("ip4:4", testbed.Addr4(2).String())
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_, err = c.Write(inner)
+		return err
+	})
+	harness.Within(t, l.Lab, l.a, func() error {
+		c, err := net.Dial("udp4", netip.AddrPortFrom(l.v4, uint16(port)).String())
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_, err = c.Write([]byte("honest"))
+		return err
+	})
+	_ = at.SetReadDeadline(time.Now().Add(harness.Timeout))
+	b := make([]byte, 100)
+	if n, from, err := at.ReadFromUDPAddrPort(b); err != nil || string(b[:n]) != "honest" {
+		t.Errorf("b got %q from %s, %v", b[:n], from, err)
 	}
 }

@@ -140,13 +140,24 @@ func (x exprs) protocol(p byte) exprs {
 // untranslated matches packets whose destination address was not translated.
 func (x exprs) untranslated() exprs {
 	const dstNAT = 1 << 5 // IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h
+	return x.status(dstNAT, expr.CmpOpEq)
+}
+
+// sourceTranslated matches packets whose source address was translated.
+func (x exprs) sourceTranslated() exprs {
+	const srcNAT = 1 << 4 // IPS_SRC_NAT
+	return x.status(srcNAT, expr.CmpOpNeq)
+}
+
+// status compares a bit of the status of the connection with zero.
+func (x exprs) status(bit uint32, op expr.CmpOp) exprs {
 	return append(x,
 		&expr.Ct{Key: expr.CtKeySTATUS, Register: 1},
 		&expr.Bitwise{
 			SourceRegister: 1, DestRegister: 1, Len: 4,
-			Mask: binaryutil.NativeEndian.PutUint32(dstNAT), Xor: make([]byte, 4),
+			Mask: binaryutil.NativeEndian.PutUint32(bit), Xor: make([]byte, 4),
 		},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)})
+		&expr.Cmp{Op: op, Register: 1, Data: make([]byte, 4)})
 }
 
 // fromHere matches packets from an address of the host itself.

@@ -34,6 +34,8 @@ type Guarded struct {
 	// an interface, may not send there with the host's address.
 	Sleeve uint16
 	Bridge string
+	// IPIP: hosts exchange packets of IP protocols 4 and 41.
+	IPIP bool
 }
 
 // Guard calls the function Guard in the watched namespace.
@@ -72,6 +74,7 @@ func (g Guarded) Faults() ([]string, error) { return g.rules().Faults() }
 //	    udp dport TUNNEL iif != 0 iifname != vethwe-wg fib saddr type local counter drop
 //	    udp dport TUNNEL iif 0 meta skuid exists counter drop
 //	    udp dport SLEEVE iifname BRIDGE fib saddr type local counter drop
+//	    meta l4proto 4   ct status & snat != 0 counter drop    (41 likewise)
 //	    udp dport PORT ip daddr SEALED oifname != vethwe-wg counter drop
 //	  }
 //	}
@@ -91,6 +94,9 @@ func (g Guarded) Faults() ([]string, error) { return g.rules().Faults() }
 // does not distinguish them, as the outer packet keeps that of the inner one. Frames that
 // the eBPF programs send bypass netfilter. A packet of a bridge that netfilter sees
 // (br_netfilter) has no input interface here and no socket either.
+//
+// Hosts tell IPIP of other hosts by its source, too, so a container behind NAT must not send it as
+// the host. The tunnels of the host itself are not translated and pass.
 //
 // The last rule is for routes and routing rules of other programs: they must not lead
 // frames past the encrypting tunnel.
@@ -117,6 +123,11 @@ func (g Guarded) rules() ruleSet {
 		if g.Sleeve != 0 {
 			drop(guardOut, fmt.Sprintf("drop packets of containers of %s to UDP %d that leave with our address", g.Bridge, g.Sleeve),
 				exprs{}.udpTo(g.Sleeve).device(expr.MetaKeyIIFNAME, expr.CmpOpEq, g.Bridge).local(source))
+		}
+		for _, p := range []byte{unix.IPPROTO_IPIP, unix.IPPROTO_IPV6} {
+			if g.IPIP {
+				drop(guardOut, fmt.Sprintf("drop packets of IP protocol %d that leave with our address and are not ours", p), exprs{}.protocol(p).sourceTranslated())
+			}
 		}
 		if g.Sealed.IsValid() {
 			drop(guardIn, fmt.Sprintf("drop packets of the tunnel to other ports than UDP %d", g.Port),

@@ -332,7 +332,7 @@ func TestGuardRulesAreRestored(t *testing.T) {
 // all the same: what is right is not written again.
 func TestGuardOfTheTunnelIsLeftAlone(t *testing.T) {
 	ns := nstest.New(t, "h")
-	g := netdev.Guarded{Port: guardedPort, Tunnel: 6785, Sealed: pfx("100.64.0.0/10"), Sleeve: 6783, Bridge: "weft"}
+	g := netdev.Guarded{Port: guardedPort, Tunnel: 6785, Sealed: pfx("100.64.0.0/10"), Sleeve: 6783, Bridge: "weft", IPIP: true}
 	for i := range 2 {
 		do(t, ns, func() error {
 			rebuilt, err := netdev.Guard(g)

@@ -66,6 +66,12 @@ type EncapsTo struct {
 	Encaps plan.Encaps
 }
 
+// usesIPIP reports whether any peer may send IPIP.
+func (s *Settings) usesIPIP() bool {
+	has := func(e plan.Encaps) bool { return slices.Contains(e.List(), plan.IPIP) }
+	return has(s.Encaps) || slices.ContainsFunc(s.EncapsTo, func(t EncapsTo) bool { return has(t.Encaps) })
+}
+
 // encapsTo returns the encapsulations of packets from and to a peer at an address.
 func (s *Settings) encapsTo(a netip.Addr) plan.Encaps {
 	for _, t := range s.EncapsTo {

@@ -69,7 +69,7 @@ func (c *Controller) guard() (rebuilt bool, err error) { return c.watch.Guard(c.
 
 // guarded says which ports must be guarded.
 func (c *Controller) guarded() netdev.Guarded {
-	g := netdev.Guarded{Port: uint16(c.cfg.Port), Sleeve: c.cfg.SleevePort, Bridge: c.cfg.Bridge}
+	g := netdev.Guarded{Port: uint16(c.cfg.Port), Sleeve: c.cfg.SleevePort, Bridge: c.cfg.Bridge, IPIP: c.cfg.usesIPIP()}
 	if c.tunnel != nil {
 		g.Tunnel, g.Sealed = uint16(c.cfg.TunnelPort), plan.TunnelPrefix
 	}
