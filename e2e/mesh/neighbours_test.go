@@ -261,26 +261,33 @@ func (l *requestLab) move(mode string) {
 	}
 	attach(2, "old")
 	addrs := []netip.Addr{fixed, netip.MustParseAddr("10.99.0.9"), netip.MustParseAddr("fd01::9")}
+	// Until h1 hears of the second attachment it answers requests with the MAC address of the first one.
 	for _, a := range addrs {
-		l.ping(harness.At(1, "asking"), a)
+		l.reached(mode, a, time.Now())
 	}
 	harness.Weft(l.t, l.Lab, 2, "detach", "--netns", l.Netns(harness.At(2, "old")))
 	attach(3, "new")
 	attached := time.Now()
 	for _, a := range addrs {
-		p, err := testbed.NewPinger(l.Netns(harness.At(1, "asking")), a)
-		if err != nil {
-			l.t.Fatal(err)
-		}
-		defer p.Close()
-		err = poll.Until(harness.Timeout, time.Millisecond, func() error {
-			_, err := p.Once(8, 50*time.Millisecond)
-			return err
-		})
-		took := time.Since(attached)
-		if err != nil || took > time.Second+harness.Slack {
-			l.t.Errorf("%s is reached at its new host after %v: %v", a, took, err)
-		}
-		l.t.Logf("%s: %s is reached at its new host after %v", mode, a, took)
+		l.reached(mode, a, attached)
 	}
+}
+
+// reached wants the container asking to reach an address within a second after it was attached.
+func (l *requestLab) reached(mode string, a netip.Addr, attached time.Time) {
+	l.t.Helper()
+	p, err := testbed.NewPinger(l.Netns(harness.At(1, "asking")), a)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer p.Close()
+	err = poll.Until(harness.Timeout, time.Millisecond, func() error {
+		_, err := p.Once(8, 50*time.Millisecond)
+		return err
+	})
+	took := time.Since(attached)
+	if err != nil || took > time.Second+harness.Slack {
+		l.t.Errorf("%s is reached at its new host after %v: %v", a, took, err)
+	}
+	l.t.Logf("%s: %s is reached at its new host after %v", mode, a, took)
 }
