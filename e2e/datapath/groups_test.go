@@ -110,6 +110,11 @@ func TestClustersFormByWhatGoesToAll(t *testing.T) {
 	for _, to := range []string{"239.1.2.3", "10.32.5.255", "255.255.255.255"} {
 		formCluster(t, lab, places, members, to)
 	}
+	if t.Failed() {
+		for host := 1; host <= 3; host++ {
+			t.Logf("h%d:\n%s%s", host, harness.Weft(t, lab, host, "status", "multicast"), harness.Weft(t, lab, host, "status"))
+		}
+	}
 }
 
 func formCluster(t *testing.T, lab *testbed.Lab, places []testbed.Place, members []netip.Addr, to string) {

@@ -32,6 +32,7 @@ func TestRotate(t *testing.T) {
 	if code, out := harness.Try(t, lab, 1, "rotate", "--timeout", "1s"); code != cmd.ExitFailed || !strings.Contains(out, "nothing was changed") {
 		t.Fatalf("rotate without an answer: exit code %d, %q", code, out)
 	}
+	harness.Eventually(t, "h1 knows that h4 is away", func() bool { return len(harness.Report(t, lab, 1).Router.UnicastRoutes) == 2 })
 	code, out := harness.Try(t, lab, 1, "rotate", "--yes", "--timeout", "3s")
 	if code != cmd.ExitFailed || !strings.Contains(out, "Away: ") || !strings.Contains(out, "(h4)") {
 		t.Fatalf("rotate while h4 is away: exit code %d, %q", code, out)
