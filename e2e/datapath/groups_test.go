@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -124,7 +125,9 @@ func formCluster(t *testing.T, lab *testbed.Lab, places []testbed.Place, members
 	if addr.IP.IsMulticast() {
 		group = addr.IP
 	}
+	// Members go on until all are complete: a host that joined late is heard of late.
 	var wg sync.WaitGroup
+	var complete atomic.Int64
 	for i, place := range places {
 		c := inPlace(t, lab, place, ":7500", group)
 		if to == "255.255.255.255" { // over weft's interface, as there is no default route
@@ -137,7 +140,12 @@ func formCluster(t *testing.T, lab *testbed.Lab, places []testbed.Place, members
 			known := map[netip.Addr]bool{members[i]: true}
 			buf := make([]byte, 100)
 			end := time.Now().Add(harness.Timeout)
-			for next := (time.Time{}); len(known) < len(members); {
+			counted := false
+			for next := (time.Time{}); complete.Load() < int64(len(members)); {
+				if !counted && len(known) == len(members) {
+					counted = true
+					complete.Add(1)
+				}
 				if time.Now().After(end) {
 					t.Errorf("%s by %s: knows %d of %d members", place, to, len(known), len(members))
 					return
@@ -153,10 +161,6 @@ func formCluster(t *testing.T, lab *testbed.Lab, places []testbed.Place, members
 				if _, from, err := c.ReadFromUDPAddrPort(buf); err == nil && slices.Contains(members, from.Addr()) {
 					known[from.Addr()] = true
 				}
-			}
-			// The last members need to hear about this one too.
-			for range 5 {
-				_, _ = c.WriteToUDP([]byte("here I am"), addr)
 			}
 		})
 	}

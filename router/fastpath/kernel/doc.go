@@ -140,7 +140,7 @@
 //
 // The two levels make a change of the routes one write, which touches no MAC address.
 //
-// A request is answered only if a frame for the MAC address would leave by VXLAN. So the answer is
+// A request is answered only if a frame for the MAC address would leave in the kernel. So the answer is
 // never about a host that cannot be reached, and the router hears of each MAC address first. It gets
 // all other requests too: probes for duplicates, those with other options, and announcements.
 //
