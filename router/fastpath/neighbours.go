@@ -1,7 +1,6 @@
 package fastpath
 
 import (
-	"maps"
 	"net/netip"
 	"time"
 
@@ -33,6 +32,7 @@ type bound struct {
 	// unconfirmed are what an earlier process left in the kernel and this one has not heard of yet.
 	unconfirmed map[netip.Addr]kernel.Neighbour
 	leaving     map[netip.Addr]time.Time     // when addresses that no peer binds leave
+	leaves      time.Time                    // no address leaves before
 	probed      map[peer.Name]*[2]netip.Addr // by family: those that probes use
 	self        uint16                       // short id of this host when its addresses were written
 }
@@ -136,7 +136,7 @@ func (c *Controller) writeNeighbours(list map[netip.Addr]resolve.Place, now time
 	for a, p := range list {
 		delete(c.bound.leaving, a)
 		if at, known := c.bound.at[a]; known && p.IsZero() && at != c.self {
-			c.bound.leaving[a] = now.Add(leaveAfter)
+			c.bound.leave(a, now.Add(leaveAfter))
 			continue
 		}
 		c.bound.set(a, p, now)
@@ -144,30 +144,52 @@ func (c *Controller) writeNeighbours(list map[netip.Addr]resolve.Place, now time
 	}
 }
 
-// endLeaving removes the addresses whose time has come.
-func (c *Controller) endLeaving(now time.Time) {
-	for a, at := range c.bound.leaving {
-		if now.Before(at) {
-			continue
-		}
-		if c.sessionless[c.bound.at[a]] != nil {
-			c.bound.leaving[a] = now.Add(returnIn)
-			continue
-		}
-		delete(c.bound.leaving, a)
-		c.bound.set(a, resolve.Place{}, now)
-		c.writeNeighbour(a, now)
+// leave says when an address leaves.
+func (b *bound) leave(a netip.Addr, at time.Time) {
+	if len(b.leaving) == 0 || at.Before(b.leaves) {
+		b.leaves = at
 	}
+	b.leaving[a] = at
+}
+
+// endLeaving removes addresses whose time has come, a few at a time.
+func (c *Controller) endLeaving(now time.Time) {
+	b := &c.bound
+	if len(b.leaving) == 0 || now.Before(b.leaves) {
+		return
+	}
+	gone, next := 0, now.Add(returnIn)
+	for a, at := range b.leaving {
+		switch {
+		case now.Before(at):
+			next = earliest(next, at)
+		case c.sessionless[b.at[a]] != nil:
+			b.leaving[a] = now.Add(returnIn)
+		case gone == maxNeighbours:
+			next = now
+		default:
+			gone++
+			delete(b.leaving, a)
+			b.set(a, resolve.Place{}, now)
+			c.writeNeighbour(a, now)
+		}
+	}
+	b.leaves = next
+}
+
+func earliest(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // nextLeaving returns when endLeaving must be called at the latest; zero for never.
 func (c *Controller) nextLeaving() (next time.Time) {
-	for _, at := range c.bound.leaving {
-		if next.IsZero() || at.Before(next) {
-			next = at
-		}
+	if len(c.bound.leaving) == 0 {
+		return time.Time{}
 	}
-	return next
+	return c.bound.leaves
 }
 
 // writeNeighbour writes an address to the kernel. One that cannot be written is not there: then the router
@@ -202,18 +224,32 @@ func (c *Controller) idOf(n peer.Name) uint16 {
 	return c.ids[n]
 }
 
-// moveNeighbours writes the addresses of peers that have other short ids than in old.
-func (c *Controller) moveNeighbours(old map[peer.Name]uint16, now time.Time) {
+// moveNeighbours has the addresses of peers written that have other short ids than in old. When a router
+// starts those are all.
+func (c *Controller) moveNeighbours(old map[peer.Name]uint16) {
 	self := c.bound.self
 	c.bound.self = c.shortID
-	for n, addrs := range c.bound.of {
-		if n == c.self && c.shortID == self || n != c.self && c.ids[n] == old[n] {
-			continue
-		}
-		for a := range addrs {
-			c.writeNeighbour(a, now)
+	var moved []peer.Name
+	for n := range c.bound.of {
+		if n == c.self && c.shortID != self || n != c.self && c.ids[n] != old[n] {
+			moved = append(moved, n)
 		}
 	}
+	if len(moved) == 0 {
+		return
+	}
+	c.mu.Lock()
+	for _, n := range moved {
+		for a, p := range c.bound.of[n] {
+			_, newer := c.in.neighbours[a]
+			_, leaves := c.bound.leaving[a]
+			if !newer && !leaves {
+				c.in.neighbours[a] = resolve.Place{MAC: p.mac, At: n}
+			}
+		}
+	}
+	c.mu.Unlock()
+	c.in.signal()
 }
 
 // adoptNeighbours reads the addresses that an earlier process left in the kernel.
@@ -221,9 +257,14 @@ func (c *Controller) adoptNeighbours() error {
 	return c.kernel.Neighbours(func(a netip.Addr, n kernel.Neighbour) bool { c.bound.unconfirmed[a] = n; return true })
 }
 
-// dropUnconfirmed deletes the addresses of an earlier process that this one has not heard of.
+// dropUnconfirmed deletes addresses of an earlier process that this one has not heard of, a few at a time.
 func (c *Controller) dropUnconfirmed(now time.Time) {
-	for a := range maps.Clone(c.bound.unconfirmed) {
+	gone := 0
+	for a := range c.bound.unconfirmed {
+		if gone++; gone > maxNeighbours {
+			c.in.signal()
+			return
+		}
 		c.writeNeighbour(a, now)
 	}
 }

@@ -127,7 +127,7 @@ func (c *Controller) takeIDs(now time.Time) {
 	}
 	old := c.ids
 	c.ids, c.names = ids, names
-	c.moveNeighbours(old, now)
+	c.moveNeighbours(old)
 }
 
 // knownIDs returns the short ids of peers. The mesh forgets those of a peer whose router is
