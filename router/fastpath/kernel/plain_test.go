@@ -8,6 +8,7 @@ import (
 
 	"github.com/weft-net/weft/internal/checksum"
 	"github.com/weft-net/weft/internal/lab/testbed"
+	"github.com/weft-net/weft/internal/seed"
 )
 
 // The hosts of TestPlain have no VXLAN: all that arrives came by plain packets.
@@ -253,5 +254,88 @@ func TestPlainProbe(t *testing.T) {
 			a.quiet()
 			b.quiet()
 		})
+	}
+}
+
+// receives says what from_underlay makes of a packet on the bench of newPlainBench: the frame for the container, or
+// nil if the packet goes on unchanged.
+func receives(f []byte) (frameOut []byte, marked bool) {
+	known := map[netip.Addr]byte{ip4Here: 1, ip6Here: 1, ip4There: 2, ip6There: 2}
+	ends := func(at int, kind uint16) (from, to netip.Addr, ok bool) {
+		switch {
+		case kind == 0x0800 && len(f) >= at+20 && f[at]>>4 == 4:
+			return netip.AddrFrom4([4]byte(f[at+12:])), netip.AddrFrom4([4]byte(f[at+16:])), true
+		case kind == 0x86dd && len(f) >= at+40 && f[at]>>4 == 6:
+			return netip.AddrFrom16([16]byte(f[at+8:])), netip.AddrFrom16([16]byte(f[at+24:])), true
+		}
+		return from, to, false
+	}
+	at, kind := 14, binary.BigEndian.Uint16(f[12:])
+	from, to, ok := ends(at, kind)
+	if ok && kind == 0x0800 && (f[at+9] == 4 || f[at+9] == 41) && f[at]&15 == 5 && binary.BigEndian.Uint16(f[at+6:])&0x3fff == 0 {
+		if from != outerThere || to != outerHere {
+			return nil, false
+		}
+		marked = f[at+1]&3 == 3
+		if kind = 0x0800; f[at+9] == 41 {
+			kind = 0x86dd
+		}
+		at += 20
+		from, to, ok = ends(at, kind)
+	}
+	if !ok || known[to] != 1 || known[from] != 2 {
+		return nil, false
+	}
+	return frame(here, there, append(binary.BigEndian.AppendUint16(nil, kind), f[at:]...)), marked
+}
+
+// Packets with random faults are taken or left as Go says.
+func TestPlainAgainstTwin(t *testing.T) {
+	b := newPlainBench(t)
+	rng := seed.Rand(t)
+	taken, left := 0, 0
+	for range 4000 {
+		var p []byte
+		switch from, to := ip4There, ip4Here; rng.IntN(4) {
+		case 0:
+			p = ip(from, to)
+		case 1:
+			p = ip(ip6There, ip6Here)
+		case 2:
+			p = inIPIP(outerThere, outerHere, 0, ip(from, to))
+		case 3:
+			p = inIPIP(outerThere, outerHere, 0, ip(ip6There, ip6Here))
+		}
+		f := frame(lo, other, p)
+		for range rng.IntN(3) {
+			f[12+rng.IntN(len(f)-12)] = byte(rng.UintN(256))
+		}
+		if rng.IntN(4) == 0 {
+			f = f[:34+rng.IntN(len(f)-34)]
+		}
+		if !canRun(f) {
+			continue
+		}
+		want, marked := receives(f)
+		v, out := b.run(b.Datapath.c.fromUnderlay, f, skb{})
+		switch {
+		case marked && want != nil: // the mark comes along, or the packet is dropped
+			if v != redirect && v != shot {
+				t.Errorf("% x\nverdict %d", f, v)
+			}
+		case want == nil:
+			left++
+			if v != next || !bytes.Equal(out, f) {
+				t.Fatalf("% x\nverdict %d, changed to\n% x", f, v, out)
+			}
+		default:
+			taken++
+			if v != redirect || !bytes.Equal(out, want) {
+				t.Fatalf("% x\nverdict %d, made\n% x, want\n% x", f, v, out, want)
+			}
+		}
+	}
+	if taken < 100 || left < 100 {
+		t.Errorf("%d packets were taken and %d left", taken, left)
 	}
 }
