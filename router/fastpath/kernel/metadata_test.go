@@ -62,6 +62,11 @@ func FuzzParseMetadata(f *testing.F) {
 	f.Add(AppendMetadata(nil, Metadata{Op: MetadataEcho, Src: 1, Dst: 2, TTL: 3, Addr: netip.MustParseAddr("2001:db8::1")}))
 	f.Add(AppendProbe(nil, Probe{Src: 1, Dst: 2}, 100))
 	f.Add(probeFrame(2, [16]byte{1, 2}, 60))
+	for _, a := range [][2]netip.Addr{{ip4Here, ip4There}, {ip6Here, ip6There}} {
+		b, _ := AppendPlainProbe(nil, PlainProbe{Src: 1, Dst: 2, Encap: EncapNone, From: a[0], To: a[1], Nonce: [16]byte{3}}, 100)
+		b[14+ipLen(a[0])+8+plainOp] = probeEcho
+		f.Add(b)
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if tag, ok := ParseMetadata(b); ok {
 			again, ok := ParseMetadata(AppendMetadata(nil, tag))
@@ -71,6 +76,11 @@ func FuzzParseMetadata(f *testing.F) {
 		}
 		if n, _, ok := ParseEcho(b); ok && !bytes.Equal(b[probeNonce:probeTo], n[:]) {
 			t.Errorf("nonce % x of % x", n, b)
+		}
+		for _, e := range []Encap{EncapNone, EncapIPIP} {
+			if n, ok := ParsePlainEcho(b, e); ok && !bytes.Contains(b, n[:]) {
+				t.Errorf("nonce % x of % x, encapsulation %d", n, b, e)
+			}
 		}
 	})
 }
