@@ -56,7 +56,7 @@ type bpfMacEntry struct {
 
 type bpfNeighbour struct {
 	_     structs.HostLayout
-	Addr  [6]uint8
+	Mac   [6]uint8
 	Peer  uint16
 	Since uint64
 }

@@ -61,7 +61,7 @@ static __always_inline int known_at(const union addr *a, const struct mac *m, __
 {
 	struct neighbour *n = bpf_map_lookup_elem(&neighbours, a);
 
-	return n && n->peer == peer && same_mac(n->addr, m->addr) && now - n->since > KNOWN_FOR;
+	return n && n->peer == peer && same_mac(n->mac, m->addr) && now - n->since > KNOWN_FOR;
 }
 
 // Sends an IP packet of a type to a neighbour. It returns TC_ACT_UNSPEC if the packet is unchanged.
@@ -269,11 +269,11 @@ static __always_inline int receive_plain(struct __sk_buff *skb, struct config *c
 	found = bpf_map_lookup_elem(&neighbours, &e.dst);
 	if (!found || found->peer != cfg->self)
 		return TC_ACT_UNSPEC;
-	get_mac(&dst, found->addr);
+	get_mac(&dst, found->mac);
 	found = bpf_map_lookup_elem(&neighbours, &e.src);
 	if (!found)
 		return TC_ACT_UNSPEC;
-	get_mac(&src, found->addr);
+	get_mac(&src, found->mac);
 	id = found->peer;
 	p = get_peer(id);
 	if (!id || id == cfg->self || !p || !(p->flags & PEER_PLAIN) || p->ifindex != skb->ifindex || (r && r->peer != id))

@@ -644,9 +644,9 @@ static __always_inline int resolve(const struct config *cfg, const union addr *t
 	struct peer_entry *p;
 	struct mac_entry *e;
 
-	if (!found || same_mac(found->addr, asker))
+	if (!found || same_mac(found->mac, asker))
 		return TO_ROUTER;
-	get_mac(m, found->addr);
+	get_mac(m, found->mac);
 	e = bpf_map_lookup_elem(&macs, m);
 	if (!e || !cfg->self)
 		return TO_ROUTER;

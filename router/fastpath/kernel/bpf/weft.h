@@ -32,7 +32,7 @@ struct mac {
 
 // Where an IP address is, by the signed word of the host that gave it.
 struct neighbour {
-	__u8 addr[6]; // MAC address
+	__u8 mac[6];
 	__u16 peer;   // short id of its host, 0 if not known
 	__u64 since;  // bpf_ktime_get_boot_ns when this host heard of it
 };
