@@ -44,7 +44,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")
 LDFLAGS := -s -w $(if $(VERSION),-X github.com/weft-net/weft/internal/version.number=$(VERSION))
 
 .DEFAULT_GOAL := test
-.PHONY: test unit vulncheck soak cuts chaos lab-cost bench-compare test-vm test-docker test-firewalls test-kube test-netpol test-packages packages build image check generate fuzz bench bench-dns bench-docker bench-policy bench-cni test-arm64 rivals demo site clean race-deps
+.PHONY: test unit vulncheck soak cuts chaos lab-cost bench-compare test-vm test-docker test-firewalls test-kube test-netpol test-packages packages build image check generate fuzz bench bench-dns bench-docker bench-policy bench-cni test-arm64 rivals demo site clean test-deps
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./prog/weft ./prog/weft-cni
@@ -64,18 +64,22 @@ DIST  ?= dist
 packages:
 	@GO='$(GO)' ARCHS='$(ARCHS)' DIST='$(DIST)' prog/packages/build
 
-# The race detector needs a C compiler, and nothing else here does.
-race-deps:
-	@command -v gcc >/dev/null || command -v clang >/dev/null || { \
-	  command -v apt-get >/dev/null || { echo "make test: install a C compiler for the race detector" >&2; exit 1; }; \
-	  echo "make test: installing gcc for the race detector"; \
-	  $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends gcc libc6-dev >/dev/null; }
+# The race detector needs a C compiler, and the tests of other software's rules its programs.
+test-deps:
+	@missing=; \
+	command -v gcc >/dev/null || command -v clang >/dev/null || missing="gcc libc6-dev"; \
+	command -v nft >/dev/null || missing="$$missing nftables"; \
+	command -v iptables >/dev/null || missing="$$missing iptables"; \
+	[ -z "$$missing" ] || { \
+	  command -v apt-get >/dev/null || { echo "make test: install a C compiler, nft and iptables" >&2; exit 1; }; \
+	  echo "make test: installing $$missing"; \
+	  $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }
 
 # Packages without goroutines that simulate many peers: the race detector would find
 # nothing in them, and take ten times as long.
 PURE := $(addprefix github.com/weft-net/weft/,mesh/topology dns/names)
 
-test: race-deps
+test: test-deps
 	$(SUDO) env GO=$(GO) .ci/test -race -timeout 20m $$($(GO) list ./... | grep -vxF $(PURE:%=-e %))
 	$(SUDO) env GO=$(GO) .ci/test $(PURE)
 
@@ -133,12 +137,12 @@ test-arm64:
 # These tests fail, and are not skipped, where something is missing.
 DOCKER_TESTS := ./internal/lab/sandbox ./e2e/docker
 DOCKER_RUN   ?= .
-test-docker: race-deps
+test-docker: test-deps
 	$(SUDO) .ci/docker-packages
 	$(SUDO) $(GO) test -race -tags docker -timeout 30m -count=1 -run '$(value DOCKER_RUN)' $(DOCKER_TESTS)
 
 FIREWALL_RUN ?= .
-test-firewalls: race-deps
+test-firewalls: test-deps
 	$(SUDO) .ci/firewall-packages
 	$(SUDO) $(GO) test -race -tags firewalls -timeout 15m -count=1 -run '$(value FIREWALL_RUN)' ./e2e/firewalls
 

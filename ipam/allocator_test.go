@@ -238,7 +238,10 @@ func TestErrorsSayEachThingOnce(t *testing.T) {
 			}
 		}
 		_, err := as[0].Refound([]peer.Name{two})
-		check(err, "remove peers by force: there is no ring: "+as[0].core.noRing().Error())
+		as[0].mu.Lock()
+		none := as[0].core.noRing().Error()
+		as[0].mu.Unlock()
+		check(err, "remove peers by force: there is no ring: "+none)
 		for i, a := range as {
 			if _, err := a.Allocate(ctx, fmt.Sprint(i), netip.Prefix{}); err != nil {
 				t.Fatal(err)
