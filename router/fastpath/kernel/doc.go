@@ -89,6 +89,10 @@
 // interface towards that peer. So a plain packet can have no other addresses than a frame in VXLAN from the
 // same host. What is not taken continues to the host, as packets of clients in the LAN do.
 //
+// A packet of a container that the receiver would take for a probe, one of UDP to the port of VXLAN, goes by
+// VXLAN. So does a packet with a TTL below 32, or of 255, that a router between the hosts would count down: it may
+// not arrive, or be refused as one that is not of a neighbour.
+//
 // The next hop of an IPv6 packet that has an IPv4 address is found by bpf_fib_lookup, which needs a
 // host that forwards IPv4: bpf_redirect_neigh takes the family of the packet for that of the next hop.
 //

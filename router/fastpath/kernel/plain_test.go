@@ -3,6 +3,7 @@ package kernel
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"testing"
 
@@ -72,6 +73,21 @@ func ip(from, to netip.Addr) []byte {
 	return p
 }
 
+// udpTo is the payload of a frame with a packet of UDP.
+func udpTo(from, to netip.Addr, port uint16) []byte {
+	p := ip(from, to)
+	l4 := 2 + 40
+	if from.Is4() {
+		l4 = 2 + 20
+		p[2+9] = protoUDP
+	} else {
+		p[2+6] = protoUDP
+	}
+	clear(p[l4:])
+	binary.BigEndian.PutUint16(p[l4+2:], port)
+	return p
+}
+
 // inIPIP puts the payload of a frame into IPIP.
 func inIPIP(from, to netip.Addr, tos byte, payload []byte) []byte {
 	p := ip4(20)
@@ -121,7 +137,27 @@ func TestWhatIsPlain(t *testing.T) {
 		if v != redirect || bytes.Equal(out[12:], p) {
 			t.Errorf("an address that is new: verdict %d: % x", v, out)
 		}
+		now.Since += 1 << 40 // as if another CPU had written it later
+		b.putNeighbour(a[1], now)
+		if v, out := b.run(b.Datapath.c.fromPort, frame(there, here, p), skb{}); v != redirect || bytes.Equal(out[12:], p) {
+			t.Errorf("an address that is newer than the frame: verdict %d: % x", v, out)
+		}
 		b.putNeighbour(a[1], Neighbour{MAC: there, Peer: 2})
+
+		b.plain(PeerKnown|PeerFast|PeerExpress|PeerDirect, EncapIPIP)
+		for port, plain := range map[uint16]bool{labPort: false, labPort + 1: true} {
+			u := udpTo(a[0], a[1], port)
+			sent(frame(there, here, u), plain, fmt.Sprint("UDP to port ", port), withSum(inIPIP(outerHere, outerThere, 0, u)))
+		}
+		b.plain(PeerKnown|PeerFast|PeerExpress|PeerDirect, EncapNone)
+	}
+	b.check(b.PutPeer(2, PeerEntry{
+		Flags: PeerKnown | PeerFast | PeerExpress | PeerDirect, Next: 2, MTU: benchMTU, Ifindex: loopback, Encap4: EncapNone,
+		Remote: AddrOf(outerThere), Local: AddrOf(outerHere), Gateway: AddrOf(outerThere.Next()),
+	}))
+	for ttl, plain := range map[byte]bool{1: false, 31: false, 32: true, 64: true, 254: true, 255: false} {
+		p := with(ip(ip4Here, ip4There), 2+8, ttl)
+		sent(frame(there, here, p), plain, fmt.Sprint("over a router with TTL ", ttl), p)
 	}
 
 	b.plain(PeerKnown|PeerFast|PeerExpress|PeerDirect|PeerPlain, EncapNone)
@@ -167,6 +203,15 @@ func TestWhatIsPlain(t *testing.T) {
 			b.check(b.PutPeer(2, PeerEntry{Flags: PeerKnown | PeerPlain, Next: 2, MTU: benchMTU, Ifindex: 99, Remote: AddrOf(outerThere), Local: AddrOf(outerHere), Gateway: AddrOf(outerThere)}))
 			got("by another interface", payload, next, "")
 			b.plain(PeerKnown|PeerFast|PeerExpress|PeerDirect|PeerPlain, EncapNone)
+		}
+		if a[0].Is4() { // IPIP of containers, as their own tunnels have it
+			own := inIPIP(a[0], a[1], 0, p)
+			for encap, payload := range map[Encap][]byte{EncapNone: own, EncapIPIP: inIPIP(outerThere, outerHere, 0, own)} {
+				v, out := b.run(b.Datapath.c.fromUnderlay, frame(lo, other, payload), skb{})
+				if v != redirect || !bytes.Equal(out, frame(here, there, own)) {
+					t.Errorf("IPIP of a container, encapsulation %d: verdict %d: % x", encap, v, out)
+				}
+			}
 		}
 		got("IPIP from a host that is no peer", inIPIP(outerThere.Next(), outerHere, 0, p), next, "")
 		got("IPIP to another address", inIPIP(outerThere, outerHere.Next(), 0, p), next, "")
@@ -272,8 +317,9 @@ func receives(f []byte) (frameOut []byte, marked bool) {
 	}
 	at, kind := 14, binary.BigEndian.Uint16(f[12:])
 	from, to, ok := ends(at, kind)
-	if ok && kind == 0x0800 && (f[at+9] == 4 || f[at+9] == 41) && f[at]&15 == 5 && binary.BigEndian.Uint16(f[at+6:])&0x3fff == 0 {
-		if from != outerThere || to != outerHere {
+	ipip := ok && kind == 0x0800 && (f[at+9] == 4 || f[at+9] == 41) && f[at]&15 == 5 && binary.BigEndian.Uint16(f[at+6:])&0x3fff == 0
+	if ipip && from == outerThere { // else it is a packet of a container
+		if to != outerHere {
 			return nil, false
 		}
 		marked = f[at+1]&3 == 3

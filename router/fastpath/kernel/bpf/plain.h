@@ -21,11 +21,17 @@ _Static_assert(sizeof(struct plain_probe) == 28, "doc.go draws 28 bytes");
 
 #define PLAIN_MAGIC 0x77656674
 
+// With these TTLs a packet that a router on the way counts down may not arrive, or not count as one of a
+// neighbour (RFC 4861, section 7.1; RFC 5082).
+#define LOW_TTL 32
+#define NEIGHBOUR_TTL 255
+
 // The ends of an IP packet.
 struct ends {
 	union addr src, dst;
-	__u32 payload; // offset in the frame, 0 if it is not a whole packet or has options
-	__u8 proto;    // 0 if not known
+	__u32 payload; // offset in the frame; 0 for a fragment or a header of IPv4 with options
+	__u8 proto;    // of IPv6: the first next header
+	__u8 ttl;
 };
 
 // Reads the ends of an IP packet of a type at an offset. It returns not 0 if that cannot be read.
@@ -39,6 +45,7 @@ static __always_inline int read_ends(struct __sk_buff *skb, __u32 at, __be16 typ
 		put_v4(&e->src, ip.saddr);
 		put_v4(&e->dst, ip.daddr);
 		e->proto = ip.protocol;
+		e->ttl = ip.ttl;
 		e->payload = ip.ihl == 5 && !(ip.frag_off & bpf_htons(0x3fff)) ? at + sizeof(ip) : 0;
 		return 0;
 	}
@@ -50,6 +57,7 @@ static __always_inline int read_ends(struct __sk_buff *skb, __u32 at, __be16 typ
 		__builtin_memcpy(&e->src, &ip.saddr, 16);
 		__builtin_memcpy(&e->dst, &ip.daddr, 16);
 		e->proto = ip.nexthdr;
+		e->ttl = ip.hop_limit;
 		e->payload = at + sizeof(ip);
 		return 0;
 	}
@@ -61,7 +69,17 @@ static __always_inline int known_at(const union addr *a, const struct mac *m, __
 {
 	struct neighbour *n = bpf_map_lookup_elem(&neighbours, a);
 
-	return n && n->peer == peer && same_mac(n->mac, m->addr) && now - n->since > KNOWN_FOR;
+	return n && n->peer == peer && same_mac(n->mac, m->addr) && now > n->since + KNOWN_FOR;
+}
+
+// Reports whether the packet of a container would be a probe for the receiver. It must not arrive as one.
+static __always_inline int like_probe(struct __sk_buff *skb, const struct config *cfg, const struct ends *e)
+{
+	__be16 port;
+
+	return e->proto == IPPROTO_UDP && e->payload &&
+	       (bpf_skb_load_bytes(skb, e->payload + offsetof(struct udphdr, dest), &port, sizeof(port)) ||
+		port == bpf_htons(cfg->vxlan_port));
 }
 
 // Sends an IP packet of a type to a neighbour. It returns TC_ACT_UNSPEC if the packet is unchanged.
@@ -137,12 +155,12 @@ static __always_inline int send_plain(struct __sk_buff *skb, struct config *cfg,
 {
 	__be16 type = skb->protocol;
 	__u32 encap = type == bpf_htons(ETH_P_IP) ? p->encap4 : p->encap6;
-	__u64 now = bpf_ktime_get_boot_ns();
-	__u32 n = packets(skb), len = skb->len;
 	struct ethhdr *eth;
 	struct traffic *t;
+	__u32 n, len;
 	struct ends e;
 	int verdict;
+	__u64 now;
 
 	if (!encap || p->next != id)
 		return TC_ACT_UNSPEC;
@@ -153,8 +171,15 @@ static __always_inline int send_plain(struct __sk_buff *skb, struct config *cfg,
 	// segments them; see bulk_of_datagrams.
 	if (encap == ENCAP_IPIP && skb->gso_size && e.proto != IPPROTO_TCP)
 		return TC_ACT_UNSPEC;
+	if (encap == ENCAP_NONE && !same_addr((void *)p->gateway, (void *)p->remote) && (e.ttl < LOW_TTL || e.ttl == NEIGHBOUR_TTL))
+		return TC_ACT_UNSPEC;
+	if (like_probe(skb, cfg, &e))
+		return TC_ACT_UNSPEC;
+	now = bpf_ktime_get_boot_ns();
 	if (!known_at(&e.src, src, cfg->self, now) || !known_at(&e.dst, dst, id, now))
 		return TC_ACT_UNSPEC;
+	n = packets(skb);
+	len = skb->len;
 	verdict = plain_out(skb, p, encap, type);
 	t = verdict == TC_ACT_UNSPEC ? 0 : bpf_map_lookup_elem(&traffic, &id);
 	if (t) {
@@ -258,7 +283,11 @@ static __always_inline int receive_plain(struct __sk_buff *skb, struct config *c
 		return TC_ACT_UNSPEC;
 	if (type == bpf_htons(ETH_P_IP) && (e.proto == IPPROTO_IPIP || e.proto == IPPROTO_IPV6) && e.payload) {
 		r = bpf_map_lookup_elem(&remotes, &e.src);
-		if (!r || !same_addr((void *)r->local, &e.dst) || bpf_skb_load_bytes(skb, at + offsetof(struct iphdr, tos), &tos, 1))
+		if (r && !same_addr((void *)r->local, &e.dst))
+			return TC_ACT_UNSPEC;
+	}
+	if (r) { // else it may be IPIP of a container, as it is
+		if (bpf_skb_load_bytes(skb, at + offsetof(struct iphdr, tos), &tos, 1))
 			return TC_ACT_UNSPEC;
 		at = ETH_HLEN + sizeof(struct iphdr);
 		type = e.proto == IPPROTO_IPIP ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6);

@@ -16,7 +16,7 @@
 // Purpose of a metadata header.
 enum metadata_op { METADATA_RELAY = 1, METADATA_ECHO = 2 };
 // Last byte of the destination of a frame from the zero address.
-// PROBE_PLAIN: as the probe itself says; it is not sent in VXLAN.
+// PROBE_PLAIN: a struct plain_probe says what the frame is. Such a frame comes from the TAP only.
 enum probe_op { PROBE_ASK = 1, PROBE_ECHO = 2, PROBE_PLAIN = 3 };
 
 // Why a frame goes to the router with METADATA_RELAY.
