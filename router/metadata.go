@@ -40,13 +40,11 @@ func (r *Router) fromKernel(fib *fib, t *tap.Frame, m kernel.Metadata) (transit,
 }
 
 // parseEcho reads the nonce of an echo that came in an encapsulation, and whether its checksum is right.
-// That of a plain packet was not touched by this host.
 func parseEcho(frame []byte, e kernel.Encap) (nonce [kernel.NonceLen]byte, summed, ok bool) {
 	if e == kernel.EncapVXLAN {
 		return kernel.ParseEcho(frame)
 	}
-	nonce, ok = kernel.ParsePlainEcho(frame, e)
-	return nonce, true, ok
+	return kernel.ParsePlainEcho(frame, e)
 }
 
 // behindMetadata returns a virtio-net header for the frame without the metadata header,

@@ -9,6 +9,7 @@ import (
 
 	"github.com/weft-net/weft/router/fastpath"
 	"github.com/weft-net/weft/router/fastpath/kernel"
+	"github.com/weft-net/weft/router/fastpath/kerneltest"
 	"github.com/weft-net/weft/router/fastpath/plan"
 	"github.com/weft-net/weft/router/resolve"
 	"github.com/weft-net/weft/router/wire"
@@ -185,5 +186,36 @@ func TestRelayedPacketsAreNotPlain(t *testing.T) {
 		if e := m.Peer(3); e.Encap4 != kernel.EncapVXLAN || e.Flags&kernel.PeerPlain != 0 || e.Flags&kernel.PeerFast == 0 {
 			t.Errorf("the peer behind it: %+v", e)
 		}
+	})
+}
+
+// metPlain is a router whose peer 2 gets plain packets.
+func metPlain(t *testing.T, m *kerneltest.Machine, more ...byte) *router {
+	t.Helper()
+	r := start(t, m, plainSettings)
+	r.routes([]byte{2}, nil)
+	r.passes(kernel.EncapNone)
+	r.know(1)
+	r.know(2)
+	for _, n := range more {
+		r.Moved([]resolve.Change{{Addr: netip.AddrFrom4([4]byte{10, 32, 0, n}), New: resolve.Place{MAC: macOf(n, 2), At: nameOf(2)}}})
+	}
+	r.Up(nameOf(2), sessionOf(2))
+	r.Control(nameOf(2), takes(2, plan.None, plan.IPIP))
+	pass(5 * time.Second)
+	r.wantEncap("at first", kernel.EncapNone, "")
+	return r
+}
+
+// An encapsulation in which checksums are wrong is not used.
+func TestPlainPacketsWithWrongChecksums(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r := metPlain(t, m)
+		r.mu.Lock()
+		r.wrong = true
+		r.mu.Unlock()
+		pass(3 * time.Second)
+		r.wantEncap("wrong checksums", kernel.EncapVXLAN, "packets with addresses of containers to 10.32.0.2 come with wrong checksums")
 	})
 }

@@ -49,6 +49,9 @@ type router struct {
 	silent map[netip.Addr]bool        // neighbours whose kernels do not echo
 	card   bool                       // computes wrong checksums inside VXLAN
 	plain  map[kernel.Encap]bool      // encapsulations that pass the underlay
+	wrong  bool                       // plain packets come with wrong checksums
+	gone   map[netip.Addr]bool        // addresses that no container has any more
+	probed netip.Addr                 // address of a container to which a plain probe went last
 	up     map[peer.Name]bool         // as the controller reported
 	checks map[peer.Name]int          // likewise
 }
@@ -84,8 +87,9 @@ func (r *router) Inject(_ offload.Header, frame []byte) {
 func (r *router) echoPlain(p kernel.PlainProbe) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if e := r.m.Peer(p.Dst); r.plain[p.Encap] && e.Next == p.Dst && e.Ifindex != 0 && r.m.Plain() {
-		e := fastpath.Echo{From: kernel.ToAddr(e.Remote), Nonce: p.Nonce, Summed: true}
+	r.probed = p.To
+	if e := r.m.Peer(p.Dst); r.plain[p.Encap] && !r.gone[p.To] && e.Next == p.Dst && e.Ifindex != 0 && r.m.Plain() {
+		e := fastpath.Echo{From: kernel.ToAddr(e.Remote), Nonce: p.Nonce, Summed: !r.wrong}
 		time.AfterFunc(rtt, func() { r.Echoed(e) })
 	}
 }

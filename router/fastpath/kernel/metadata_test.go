@@ -78,7 +78,7 @@ func FuzzParseMetadata(f *testing.F) {
 			t.Errorf("nonce % x of % x", n, b)
 		}
 		for _, e := range []Encap{EncapNone, EncapIPIP} {
-			if n, ok := ParsePlainEcho(b, e); ok && !bytes.Contains(b, n[:]) {
+			if n, _, ok := ParsePlainEcho(b, e); ok && !bytes.Contains(b, n[:]) {
 				t.Errorf("nonce % x of % x, encapsulation %d", n, b, e)
 			}
 		}

@@ -267,7 +267,7 @@ func TestPlainProbe(t *testing.T) {
 					if m.Reason != MetadataReason(l.encap) || m.Addr != b.outer(1, l).Addr() || m.Src != 2 || m.Dst != 1 {
 						t.Errorf("%s: %+v", what, m)
 					}
-					got, ok := ParsePlainEcho(f[MetadataLen:], l.encap)
+					got, _, ok := ParsePlainEcho(f[MetadataLen:], l.encap)
 					return ok && got == [16]byte{nonce}
 				})
 			}
@@ -283,7 +283,7 @@ func TestPlainProbe(t *testing.T) {
 				last := nonce
 				probe(a.addr(), b.addr(), 100)
 				a.comesUp(func(f []byte) bool {
-					got, ok := ParsePlainEcho(f[min(MetadataLen, len(f)):], l.encap)
+					got, _, ok := ParsePlainEcho(f[min(MetadataLen, len(f)):], l.encap)
 					if ok && got == [16]byte{last} {
 						t.Errorf("%s: it came back", what)
 					}
@@ -299,6 +299,45 @@ func TestPlainProbe(t *testing.T) {
 			a.quiet()
 			b.quiet()
 		})
+	}
+}
+
+// plainEcho is an echo of a probe as it comes back, with a right checksum and padding.
+func plainEcho(p PlainProbe, length int) []byte {
+	f, h := AppendPlainProbe(nil, p, length)
+	udp := f[h.Start:]
+	udp[udpLen+plainOp] = probeEcho
+	sum := ^checksum.Sum(udp) // which includes that of the pseudo-header
+	binary.BigEndian.PutUint16(udp[h.Offset:], sum)
+	f = append(f, 0xee, 0xee, 0xee)
+	if p.Encap == EncapIPIP {
+		f = append(f[:14:14], append(make([]byte, 20), f[14:]...)...)
+	}
+	return f
+}
+
+// A damaged echo is recognised, and what is no echo is not taken for one.
+func TestParsePlainEcho(t *testing.T) {
+	for _, a := range [][2]netip.Addr{{ip4Here, ip4There}, {ip6Here, ip6There}} {
+		for _, encap := range []Encap{EncapNone, EncapIPIP} {
+			p := PlainProbe{Src: 1, Dst: 2, Encap: encap, From: a[0], To: a[1], Port: labPort, Nonce: [16]byte{7}}
+			f := plainEcho(p, 201)
+			if n, summed, ok := ParsePlainEcho(f, encap); !ok || !summed || n != p.Nonce {
+				t.Errorf("%s, %d: nonce % x, summed %v, ok %v", a[0], encap, n, summed, ok)
+			}
+			end := len(f) - 4 // the last byte of the packet
+			if _, summed, ok := ParsePlainEcho(with(f, end, f[end]+1), encap); !ok || summed {
+				t.Errorf("%s, %d: a damaged one: summed %v, ok %v", a[0], encap, summed, ok)
+			}
+			for n := range end + 1 {
+				if _, _, ok := ParsePlainEcho(f[:n], encap); ok {
+					t.Fatalf("%s, %d: the first %d bytes are taken for an echo", a[0], encap, n)
+				}
+			}
+			if _, _, ok := ParsePlainEcho(f, EncapNone+EncapIPIP-encap); ok {
+				t.Errorf("%s, %d: it is taken for one of another encapsulation", a[0], encap)
+			}
+		}
 	}
 }
 

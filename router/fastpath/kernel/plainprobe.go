@@ -88,29 +88,38 @@ func AppendPlainProbe(b []byte, p PlainProbe, length int) ([]byte, offload.Heade
 }
 
 // ParsePlainEcho reads the nonce of an echo of a probe by plain packets, which is the frame behind a metadata
-// header with MetadataEcho, whose Reason is the encapsulation.
-func ParsePlainEcho(f []byte, encap Encap) (nonce [NonceLen]byte, ok bool) {
+// header with MetadataEcho, whose Reason is the encapsulation. summed is as in ParseEcho.
+func ParsePlainEcho(f []byte, encap Encap) (nonce [NonceLen]byte, summed, ok bool) {
 	at := ethernet.HeaderLen
 	if encap == EncapIPIP {
 		at += 20
 	}
 	if len(f) <= at {
-		return nonce, false
+		return nonce, false, false
 	}
-	switch f[at] >> 4 {
-	case 4:
-		at += 20
-	case 6:
-		at += 40
+	var addrs []byte
+	ip := f[at:]
+	switch header := ip[0] >> 4; {
+	case header == 4 && len(ip) >= 20:
+		ip, addrs = ip[20:], ip[12:20]
+	case header == 6 && len(ip) >= 40:
+		ip, addrs = ip[40:], ip[8:40]
 	default:
-		return nonce, false
+		return nonce, false, false
 	}
-	if at += udpLen; len(f) < at+plainLen {
-		return nonce, false
+	if len(ip) < udpLen+plainLen {
+		return nonce, false, false
 	}
-	f = f[at:]
-	if binary.BigEndian.Uint32(f) != plainMagic || f[plainOp] != probeEcho || Encap(f[plainEncap]) != encap {
-		return nonce, false
+	length := int(binary.BigEndian.Uint16(ip[4:])) // what is behind it pads the frame
+	if length < udpLen+plainLen || length > len(ip) {
+		return nonce, false, false
 	}
-	return [NonceLen]byte(f[plainNonce:]), true
+	udp := ip[:length]
+	what := udp[udpLen:]
+	if binary.BigEndian.Uint32(what) != plainMagic || what[plainOp] != probeEcho || Encap(what[plainEncap]) != encap {
+		return nonce, false, false
+	}
+	pseudo := checksum.Add(checksum.Add(checksum.Sum(addrs), protoUDP), uint16(length))
+	summed = checksum.Add(pseudo, checksum.Sum(udp)) == 0xffff
+	return [NonceLen]byte(what[plainNonce:]), summed, true
 }

@@ -240,8 +240,10 @@ func (l *Link) Echoed(now time.Time, nonce [NonceLen]byte, summed bool) []Effect
 		}
 	}
 	for _, w := range l.ways {
-		if p, ok := w.answer(nonce); ok {
+		if p, ok := w.answer(nonce); ok && summed {
 			w.echoed(now, p)
+		} else if ok {
+			w.badChecksum = now
 		}
 	}
 	return l.flush(now)

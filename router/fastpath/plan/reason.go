@@ -100,6 +100,8 @@ func (l *Link) EncapReason(now time.Time) error {
 			missing++
 		case l.cannot(w) != nil:
 			return Because(ErrUnwilling, l.cannot(w))
+		case now.Sub(w.badChecksum) < 2*SlowBeat:
+			return reasonf(ErrChecksums, "%s to %s come with wrong checksums", w.text(), to)
 		default:
 			return w.reason(now, w.text(), to, l.cfg.MTU+w.overhead())
 		}
