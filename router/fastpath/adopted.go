@@ -173,6 +173,8 @@ func (c *Controller) keepAdopted(want *plan.Tables) {
 			if c.expressErr != nil || within(p.Remote, c.cfg.NoExpressTo) {
 				p.Express, p.Direct, p.Encaps, p.Accepts = false, false, [2]plan.Encap{}, false
 			}
+			// The peer may not know yet that this host wants others, so what it sends is taken.
+			p.Encaps = c.cfg.allow(p.Encaps, p.Remote)
 			if known.Carries() {
 				p.From, p.FromAny = known.From, known.FromAny
 			}

@@ -82,6 +82,17 @@ func (s *Settings) encapsTo(a netip.Addr) plan.Encaps {
 	return s.Encaps
 }
 
+// allow returns VXLAN in place of the encapsulations that the settings do not allow to a peer at an address.
+func (s *Settings) allow(encaps [2]plan.Encap, a netip.Addr) [2]plan.Encap {
+	allowed := s.encapsTo(a)
+	for f, e := range encaps {
+		if !slices.Contains(allowed.List(), e) {
+			encaps[f] = plan.VXLAN
+		}
+	}
+	return encaps
+}
+
 // Config configures a Controller.
 type Config struct {
 	Settings
@@ -216,7 +227,8 @@ type link struct {
 	tunnel       wireguard.Peer // entry of the tunnel when it was last planned; zero for none
 	keyConflict  bool           // the peer claims the tunnel key of another peer
 	sessionEnded time.Time      // zero while the session lives
-	wasUp        bool           // while the session lived
+	wasUp        bool           // or plain packets passed, while the session lived
+	planned      works          // what the tables were last planned with
 	use          use            // as published by setUse
 	provedID     uint16         // short id that routes said is the peer's; 0 if they never did
 }

@@ -28,6 +28,7 @@ func (c *Controller) beginSession(n peer.Name, s Session, now time.Time) {
 	if l, ok := c.sessionless[n]; ok && l.key == s.Key && (l.Addr() == s.Addr.Unmap() || !s.Addr.IsValid()) {
 		// Of a relayed session the address is found out later.
 		c.setSessionless(n, nil)
+		c.bound.putOff(n, now.Add(returnIn))
 		l.sessionEnded, l.secret = time.Time{}, secret
 		c.links[n] = l
 		c.apply(l, now, l.Renew(now, c.offerTo(l)))
@@ -101,10 +102,28 @@ func (c *Controller) carries(l *link) bool {
 	return l.use == used || l.use == lastResort && !reached
 }
 
-// updateUses publishes what frames the paths carry.
+// works is what goes by a path. It is comparable.
+type works struct {
+	vxlan   bool
+	encaps  [2]plan.Encap // of each family
+	accepts bool          // plain packets may come
+}
+
+func (l *link) works() works {
+	return works{l.Up(), [2]plan.Encap{plan.V4: l.Encap(plan.V4), plan.V6: l.Encap(plan.V6)}, l.Accepts()}
+}
+
+// updateUses publishes what frames the paths carry, also those whose sessions ended.
 func (c *Controller) updateUses(now time.Time) {
 	for _, set := range []map[peer.Name]*link{c.links, c.sessionless} {
 		for n, l := range set {
+			was := l.planned
+			if l.planned = l.works(); l.planned != was {
+				c.stale = true
+			}
+			if e := l.planned.encaps; e != was.encaps {
+				c.log.Info("encapsulation changed", "peer", n, "addr", l.Addr(), "ipv4", e[plan.V4], "ipv6", e[plan.V6])
+			}
 			if u := c.useOf(l, now); u != l.use {
 				l.use, c.stale = u, true
 				c.setUse(n, u)
@@ -211,11 +230,11 @@ func (c *Controller) show(l *link, now time.Time) {
 	if c.links[l.peer] != l {
 		return
 	}
-	s := LinkStatus{Up: l.Up(), Encrypted: l.Encrypted(), RTT: l.RTT(), Encaps: [2]plan.Encap{l.Encap(plan.V4), l.Encap(plan.V6)}}
+	s := LinkStatus{Up: l.Up(), Encrypted: l.Encrypted(), RTT: l.RTT(), Encaps: l.works().encaps}
 	if s.Up || s.Plain() {
 		s.EncapReason = l.EncapReason(now)
 	}
-	l.wasUp = l.wasUp || s.Up
+	l.wasUp = l.wasUp || s.Up || s.Plain()
 	switch {
 	case s.Up:
 		s.MTU = c.cfg.MTU
@@ -233,10 +252,6 @@ func (c *Controller) show(l *link, now time.Time) {
 	old, known := c.shown[l.peer]
 	c.shown[l.peer] = s
 	c.mu.Unlock()
-	if known && old.Encaps != s.Encaps {
-		c.stale = true
-		c.log.Info("encapsulation changed", "peer", l.peer, "addr", l.Addr(), "ipv4", s.Encaps[plan.V4], "ipv6", s.Encaps[plan.V6])
-	}
 	if !known || old.Up != s.Up {
 		c.stale = true
 		l.use = c.useOf(l, now)

@@ -19,8 +19,8 @@ const (
 	// the programs have it for other packets: then its binding is known at the other end, too.
 	knownFor = 3 * time.Second
 	// leaveAfter is how long an address that a peer no longer binds stays, unless it is bound elsewhere. If
-	// only the router of the peer is away, its bindings end, and its kernel sends on: then they stay
-	// as long as the path to it, and returnIn after its router came back.
+	// only the router of the peer is away, its bindings end, and its kernel sends on: then its addresses
+	// stay as long as the path to it, and at least returnIn after its router came back.
 	leaveAfter = 2 * time.Second
 	returnIn   = 5 * time.Second
 )
@@ -76,25 +76,46 @@ func (b *bound) ends(self, n peer.Name, f plan.Family, now time.Time) (own, peer
 	return b.probe(self, f, now), b.probe(n, f, now)
 }
 
-// probe returns the address of a peer for probes: always the same while it is there.
-func (b *bound) probe(n peer.Name, f plan.Family, now time.Time) netip.Addr {
+// probe returns the address of a peer for probes: always the same while it is bound. The kernel of the peer
+// answers for no address that it does not have any more. So one that leaves is used only if all do, as
+// they do when the router of the peer is away.
+func (b *bound) probe(n peer.Name, f plan.Family, now time.Time) (found netip.Addr) {
 	last := b.probed[n]
 	if last != nil {
 		if _, there := b.of[n][last[f]]; there {
-			return last[f]
+			found = last[f]
 		}
+	}
+	stays := func(a netip.Addr) bool { _, leaves := b.leaving[a]; return !leaves }
+	if found.IsValid() && stays(found) {
+		return found
 	}
 	for a, p := range b.of[n] {
-		if plan.FamilyOf(a) == f && now.Sub(p.since) > knownFor {
-			if last == nil {
-				last = new([2]netip.Addr)
-				b.probed[n] = last
-			}
-			last[f] = a
-			return a
+		if plan.FamilyOf(a) != f || now.Sub(p.since) <= knownFor || found.IsValid() && !stays(a) {
+			continue
+		}
+		if found = a; stays(a) {
+			break
 		}
 	}
-	return netip.Addr{}
+	if !found.IsValid() {
+		return found
+	}
+	if last == nil {
+		last = new([2]netip.Addr)
+		b.probed[n] = last
+	}
+	last[f] = found
+	return found
+}
+
+// putOff lets the addresses of a peer that leave do so at a time.
+func (b *bound) putOff(n peer.Name, to time.Time) {
+	for a := range b.of[n] {
+		if _, leaves := b.leaving[a]; leaves {
+			b.leave(a, to)
+		}
+	}
 }
 
 // Moved reports changes of where IP addresses are, in order. The kernel answers requests for the MAC
@@ -224,8 +245,8 @@ func (c *Controller) idOf(n peer.Name) uint16 {
 	return c.ids[n]
 }
 
-// moveNeighbours has the addresses of peers written that have other short ids than in old. When a router
-// starts those are all.
+// moveNeighbours lets the next rounds of the loop write the addresses of peers that have other short ids than in
+// old. When a router starts those are all.
 func (c *Controller) moveNeighbours(old map[peer.Name]uint16) {
 	self := c.bound.self
 	c.bound.self = c.shortID

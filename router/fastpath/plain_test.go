@@ -207,6 +207,121 @@ func metPlain(t *testing.T, m *kerneltest.Machine, more ...byte) *router {
 	return r
 }
 
+// A path whose session ended falls back, too: the peer's router may be away for minutes.
+func TestEncapsulationsFallBackWithoutSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r := metPlain(t, m)
+		r.Down(nameOf(2))
+		pass(time.Second)
+		if e := m.Peer(2); e.Encap4 != kernel.EncapNone {
+			t.Errorf("the router of the peer is away: %+v", e)
+		}
+		r.passes()
+		pass(3 * time.Second)
+		if e := m.Peer(2); e.Encap4 != kernel.EncapVXLAN || e.Flags&kernel.PeerFast == 0 {
+			t.Errorf("plain packets do not pass: %+v", e)
+		}
+		r.passes(kernel.EncapNone)
+		pass(30 * time.Second)
+		r.silence(2, true)
+		pass(3 * time.Second)
+		if e := m.Peer(2); e.Encap4 != kernel.EncapNone || e.Flags&kernel.PeerFast != 0 {
+			t.Errorf("VXLAN does not pass: %+v", e)
+		}
+	})
+}
+
+// Plain packets outlive the session also where VXLAN never passed.
+func TestPlainPacketsAloneOutliveTheSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r := start(t, m, plainSettings)
+		r.routes([]byte{2}, nil)
+		r.passes(kernel.EncapNone)
+		r.silence(2, true)
+		r.know(1)
+		r.know(2)
+		r.Up(nameOf(2), sessionOf(2))
+		r.Control(nameOf(2), takes(2, plan.None))
+		pass(5 * time.Second)
+		alone := func(what string) {
+			t.Helper()
+			if e := m.Peer(2); e.Encap4 != kernel.EncapNone || e.Flags&kernel.PeerPlain == 0 || e.Flags&kernel.PeerFast != 0 {
+				t.Errorf("%s: %+v", what, e)
+			}
+		}
+		alone("at first")
+		r.Down(nameOf(2))
+		pass(10 * time.Second)
+		alone("the router of the peer is away")
+	})
+}
+
+// A container that ends does not end the encapsulation of the others, although it was the one that probes went to.
+func TestProbesLeaveContainersThatEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r := metPlain(t, m, 22, 23)
+		for range 2 {
+			r.mu.Lock()
+			a := r.probed
+			r.gone = map[netip.Addr]bool{a: true}
+			r.mu.Unlock()
+			r.Moved([]resolve.Change{{Addr: a, Old: resolve.Place{At: nameOf(2)}}})
+			for range 500 {
+				m.Carry(2, 1)
+				pass(10 * time.Millisecond)
+				if e := m.Peer(2); e.Encap4 != kernel.EncapNone {
+					t.Fatalf("without %s: %+v", a, e)
+				}
+			}
+		}
+	})
+}
+
+// The addresses of a peer stay while its router is away, and until its bindings can have come again.
+func TestAddressesWaitForBindings(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r := metPlain(t, m)
+		a := netip.AddrFrom4([4]byte{10, 32, 0, 2})
+		for away := 10 * time.Second; away < 15*time.Second; away += time.Second {
+			r.Down(nameOf(2))
+			r.Moved([]resolve.Change{{Addr: a, Old: resolve.Place{MAC: macOf(1, 2), At: nameOf(2)}}})
+			pass(away)
+			r.Up(nameOf(2), sessionOf(2))
+			r.Control(nameOf(2), takes(2, plan.None))
+			pass(4 * time.Second)
+			if n := m.Neighbours()[a]; n.Peer != 2 {
+				t.Errorf("away for %v: it is at %+v", away, n)
+			}
+			r.know(2)
+			pass(10 * time.Second)
+		}
+		r.Moved([]resolve.Change{{Addr: a, Old: resolve.Place{MAC: macOf(1, 2), At: nameOf(2)}}})
+		pass(3 * time.Second)
+		if n, there := m.Neighbours()[a]; there {
+			t.Errorf("its container ended, and it is at %+v", n)
+		}
+	})
+}
+
+// A router that starts with other encapsulations sends in no other from the first moment on. It takes what
+// peers send that do not know yet.
+func TestOtherEncapsulationsAfterARestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r := metPlain(t, m)
+		r.stop()
+		start(t, m, defaults)
+		pass(10 * time.Millisecond)
+		if e := m.Peer(2); e.Encap4 != kernel.EncapVXLAN || e.Flags&kernel.PeerFast == 0 || e.Flags&kernel.PeerPlain == 0 {
+			t.Errorf("%+v", e)
+		}
+	})
+}
+
 // An encapsulation in which checksums are wrong is not used.
 func TestPlainPacketsWithWrongChecksums(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -50,7 +50,7 @@ func (c *Controller) wantTables() plan.Tables {
 			h.Direct, h.Accepts = !c.underlay(h.Ifindex).Netfilter, l.Accepts() && c.plainErr(l) == nil
 		}
 		if h.Accepts && carries {
-			h.Encaps = [2]plan.Encap{l.Encap(plan.V4), l.Encap(plan.V6)}
+			h.Encaps = l.works().encaps
 		}
 		hops[l.peer] = h
 	}
@@ -66,9 +66,8 @@ func (c *Controller) wantTables() plan.Tables {
 		}
 	}
 	// The kernel of these neighbours answers, or nothing else leads to them, so frames go straight
-	// to them. When the router
-	// of a neighbour ends or comes back, routes lead over another peer, or nowhere, and the
-	// neighbour's kernel, which hears of no routes, would refuse frames from there.
+	// to them. When the router of a neighbour ends or comes back, routes lead over another peer, or
+	// nowhere, and the neighbour's kernel, which hears of no routes, would refuse frames from there.
 	if len(near)+len(lost) > 0 {
 		next = cloneOf(next)
 	}
