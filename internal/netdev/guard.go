@@ -34,7 +34,7 @@ type Guarded struct {
 	// an interface, may not send there with the host's address.
 	Sleeve uint16
 	Bridge string
-	// IPIP: hosts exchange packets of IP protocols 4 and 41.
+	// IPIP: hosts accept packets of IP protocols 4 and 41 of this host.
 	IPIP bool
 }
 
@@ -95,8 +95,8 @@ func (g Guarded) Faults() ([]string, error) { return g.rules().Faults() }
 // the eBPF programs send bypass netfilter. A packet of a bridge that netfilter sees
 // (br_netfilter) has no input interface here and no socket either.
 //
-// Hosts tell IPIP of other hosts by its source, too, so a container behind NAT must not send it as
-// the host. The tunnels of the host itself are not translated and pass.
+// Other hosts identify IPIP of this one by its source address, too, so a container behind NAT must not
+// send it as the host. The tunnels of the host itself are not translated and pass.
 //
 // The last rule is for routes and routing rules of other programs: they must not lead
 // frames past the encrypting tunnel.

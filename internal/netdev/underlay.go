@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -59,7 +60,7 @@ func (w *Watch) forwards(name string) (on bool) {
 }
 
 // IPsecPrefixes returns the IPv4 networks of other hosts for which the policies of
-// this host apply IPsec to UDP packets.
+// this host apply IPsec to packets of UDP or IPIP.
 func (w *Watch) IPsecPrefixes() (others []netip.Prefix, err error) {
 	var policies []netlink.XfrmPolicy
 	err = DoIn(w.ns, func() (err error) {
@@ -73,7 +74,8 @@ func (w *Watch) IPsecPrefixes() (others []netip.Prefix, err error) {
 		return nil, fmt.Errorf("list the policies of IPsec: %w", err)
 	}
 	for _, p := range policies {
-		if len(p.Tmpls) == 0 || p.Ifid != 0 || p.Proto != 0 && p.Proto != unix.IPPROTO_UDP {
+		ours := []netlink.Proto{0, unix.IPPROTO_UDP, unix.IPPROTO_IPIP, unix.IPPROTO_IPV6}
+		if len(p.Tmpls) == 0 || p.Ifid != 0 || !slices.Contains(ours, p.Proto) {
 			continue
 		}
 		switch p.Dir {

@@ -87,9 +87,12 @@ func TestSecured(t *testing.T) {
 	policy(netlink.XFRM_DIR_OUT, own, "203.0.113.2/32", 6, esp) // TCP only
 	policy(netlink.XFRM_DIR_OUT, own, other, 17, esp)
 	policy(netlink.XFRM_DIR_IN, "203.0.113.4/32", own, 0, esp)
+	policy(netlink.XFRM_DIR_OUT, own, "203.0.113.5/32", 4, esp) // IPIP
+	policy(netlink.XFRM_DIR_OUT, own, "203.0.113.6/32", 41, esp)
 	policy(netlink.XFRM_DIR_OUT, "0.0.0.0/0", "0.0.0.0/0", 17, esp)
 	got, err := w.IPsecPrefixes()
-	want := []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix(other), netip.MustParsePrefix("203.0.113.4/32")}
+	want := []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix(other), netip.MustParsePrefix("203.0.113.4/32"),
+		netip.MustParsePrefix("203.0.113.5/32"), netip.MustParsePrefix("203.0.113.6/32")}
 	slices.SortFunc(got, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
 	if slices.SortFunc(want, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) }); err != nil || !slices.Equal(got, want) {
 		t.Errorf("%v, %v, want %v", got, err, want)

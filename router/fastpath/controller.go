@@ -62,14 +62,17 @@ type Settings struct {
 
 // EncapsTo are the encapsulations of packets from and to peers in a network.
 type EncapsTo struct {
-	Peers  netip.Prefix
-	Encaps plan.Encaps
+	Peers   netip.Prefix
+	Encaps  plan.Encaps
+	NoVXLAN bool // no packet as large as the MTU needs to fit into VXLAN
 }
 
-// usesIPIP reports whether any peer may send IPIP.
-func (s *Settings) usesIPIP() bool {
-	has := func(e plan.Encaps) bool { return slices.Contains(e.List(), plan.IPIP) }
-	return has(s.Encaps) || slices.ContainsFunc(s.EncapsTo, func(t EncapsTo) bool { return has(t.Encaps) })
+// plain reports whether plain packets may be exchanged with any peer. A peer that takes any takes IPIP, too.
+func (s *Settings) plain() bool {
+	if s.Off || s.NoExpress || s.Encrypt && len(s.Trusted) == 0 {
+		return false
+	}
+	return len(s.Encaps.List()) > 0 || slices.ContainsFunc(s.EncapsTo, func(t EncapsTo) bool { return len(t.Encaps.List()) > 0 })
 }
 
 // encapsTo returns the encapsulations of packets from and to a peer at an address.

@@ -54,7 +54,8 @@ func (c *Controller) watchRules(ctx context.Context, changed <-chan struct{}) {
 func (c *Controller) takeRules(r rulesReport) {
 	c.setFilter(r.filter)
 	if r.ipsecErr == nil && !slices.Equal(r.ipsecPrefixes, c.ipsecPrefixes) {
-		c.ipsecPrefixes, c.stale = r.ipsecPrefixes, true
+		c.ipsecPrefixes = r.ipsecPrefixes
+		c.offerAgain()
 	}
 	if c.containersErr != nil {
 		c.refreshContainers()
@@ -69,7 +70,7 @@ func (c *Controller) guard() (rebuilt bool, err error) { return c.watch.Guard(c.
 
 // guarded says which ports must be guarded.
 func (c *Controller) guarded() netdev.Guarded {
-	g := netdev.Guarded{Port: uint16(c.cfg.Port), Sleeve: c.cfg.SleevePort, Bridge: c.cfg.Bridge, IPIP: c.cfg.usesIPIP()}
+	g := netdev.Guarded{Port: uint16(c.cfg.Port), Sleeve: c.cfg.SleevePort, Bridge: c.cfg.Bridge, IPIP: c.cfg.plain()}
 	if c.tunnel != nil {
 		g.Tunnel, g.Sealed = uint16(c.cfg.TunnelPort), plan.TunnelPrefix
 	}
@@ -127,7 +128,7 @@ func (c *Controller) refresh() {
 	for _, l := range c.sessionless {
 		c.findHop(l)
 	}
-	c.stale = true
+	c.offerAgain() // properties of an interface may be others, too
 }
 
 // refreshContainers attaches programs to the interfaces of containers that came, and

@@ -278,7 +278,17 @@ func (c *Controller) sumInSoftware(l *link) {
 	if err := c.kernel.SumInSoftware(); err != nil {
 		c.log.Warn("cannot compute checksums in software", "err", err)
 	}
-	c.badChecksums[l.hop.Ifindex], c.stale = true, true
+	c.badChecksums[l.hop.Ifindex] = true
+	c.offerAgain()
+}
+
+// offerAgain makes the offers to all neighbours anew, and sends those that are others now.
+func (c *Controller) offerAgain() {
+	c.stale = true
+	now := time.Now()
+	for _, l := range c.links {
+		c.apply(l, now, l.SetOwn(now, c.offerTo(l)))
+	}
 }
 
 // underlay returns the properties of the interface towards a peer. If netfilter sees

@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/weft-net/weft/mesh/peer"
 	"github.com/weft-net/weft/router/fastpath"
 	"github.com/weft-net/weft/router/fastpath/kernel"
 	"github.com/weft-net/weft/router/fastpath/kerneltest"
@@ -322,6 +323,75 @@ func TestOtherEncapsulationsAfterARestart(t *testing.T) {
 	})
 }
 
+// Plain packets are taken only from peers that say that they send them, as others do not keep their containers
+// from it.
+func TestPlainPacketsOfPeersThatSendNone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r := metPlain(t, m)
+		r.Control(nameOf(2), takes(2))
+		pass(time.Second)
+		if e := m.Peer(2); e.Flags&kernel.PeerPlain != 0 || m.Plain() {
+			t.Errorf("it sends none: %+v", e)
+		}
+		r.Control(nameOf(2), takes(2, plan.IPIP))
+		pass(10 * time.Millisecond)
+		if e := m.Peer(2); e.Flags&kernel.PeerPlain == 0 || !m.Plain() {
+			t.Errorf("it sends some: %+v", e)
+		}
+	})
+}
+
+// A host that may exchange plain packets keeps its containers from forging them, and no other one does.
+func TestGuardOfPlainPackets(t *testing.T) {
+	none := plan.Encaps{plan.None}
+	for what, c := range map[string]struct {
+		change func(*fastpath.Settings)
+		want   bool
+	}{
+		"all":           {func(*fastpath.Settings) {}, true},
+		"none only":     {func(s *fastpath.Settings) { s.Encaps = none }, true},
+		"VXLAN":         {func(s *fastpath.Settings) { s.Encaps = plan.Encaps{} }, false},
+		"to some peers": {func(s *fastpath.Settings) { s.Encaps, s.EncapsTo = plan.Encaps{}, []fastpath.EncapsTo{{Encaps: none}} }, true},
+		"off":           {func(s *fastpath.Settings) { s.Off = true }, false},
+		"no express":    {func(s *fastpath.Settings) { s.NoExpress = true }, false},
+		"encrypted":     {func(s *fastpath.Settings) { s.Encrypt = true }, false},
+		"partly": {func(s *fastpath.Settings) {
+			s.Encrypt, s.Trusted = true, []netip.Prefix{netip.PrefixFrom(addrOf(2), 32)}
+		}, true},
+	} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := newMachine(t)
+				s := plainSettings
+				c.change(&s)
+				start(t, m, s)
+				pass(time.Second)
+				if got := m.Guards().IPIP; got != c.want {
+					t.Errorf("guarded: %v", got)
+				}
+			})
+		})
+	}
+}
+
+// What IPsec of the host must encrypt goes by the stack, and the peer hears of it.
+func TestNoPlainPacketsPastIPsec(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r := metPlain(t, m)
+		m.SetIPsec(netip.PrefixFrom(addrOf(2), 32))
+		pass(time.Second)
+		if e := m.Peer(2); e.Encap4 != kernel.EncapVXLAN || e.Flags&kernel.PeerPlain != 0 || r.lastOffer(2).Encaps != 0 {
+			t.Errorf("%+v, offer %+v", e, r.lastOffer(2))
+		}
+		r.wantEncap("IPsec", kernel.EncapVXLAN, "IPsec of the host applies")
+		m.SetIPsec()
+		pass(time.Second)
+		r.wantEncap("no IPsec", kernel.EncapNone, "")
+	})
+}
+
 // An encapsulation in which checksums are wrong is not used.
 func TestPlainPacketsWithWrongChecksums(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -333,4 +403,39 @@ func TestPlainPacketsWithWrongChecksums(t *testing.T) {
 		pass(3 * time.Second)
 		r.wantEncap("wrong checksums", kernel.EncapVXLAN, "packets with addresses of containers to 10.32.0.2 come with wrong checksums")
 	})
+}
+
+// A peer that is refused or banned gets no plain packet any more, and none is taken from it.
+func TestUnwantedPeersGetNoPlainPackets(t *testing.T) {
+	for what, end := range map[string]func(*router){
+		"refused": func(r *router) { r.Reject(nameOf(2)) },
+		"banned without a session": func(r *router) {
+			r.Down(nameOf(2))
+			pass(time.Second)
+			r.PeersBanned(func(k peer.Key) bool { return k == peer.Key{2} })
+		},
+		"refused after a lost session": func(r *router) { r.Down(nameOf(2)); pass(time.Second); r.Refused(addrOf(2), true) },
+		"another peer has its address": func(r *router) {
+			r.Down(nameOf(2))
+			pass(time.Second)
+			r.Up(nameOf(3), fastpath.Session{Key: peer.Key{3}, Addr: addrOf(2)})
+		},
+		"it is at another address": func(r *router) {
+			r.Down(nameOf(2))
+			pass(time.Second)
+			r.Up(nameOf(2), fastpath.Session{Key: peer.Key{2}, Addr: addrOf(4)})
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := newMachine(t)
+				r := metPlain(t, m)
+				end(r)
+				pass(time.Millisecond)
+				if e := m.Peer(2); e.Encap4 != kernel.EncapVXLAN || e.Flags&(kernel.PeerPlain|kernel.PeerFast) != 0 || m.Plain() {
+					t.Errorf("%+v", e)
+				}
+			})
+		})
+	}
 }

@@ -83,11 +83,8 @@ func (c *Controller) mendTunnel() error {
 	if text(err) == text(c.tunnelErr) && key == c.tunnel.Key() {
 		return err
 	}
-	c.tunnelErr, c.stale = err, true
-	now := time.Now()
-	for _, l := range c.links {
-		c.apply(l, now, l.SetOwn(now, c.offerTo(l)))
-	}
+	c.tunnelErr = err
+	c.offerAgain()
 	return err
 }
 

@@ -46,7 +46,7 @@ func (w watch) Guard(g netdev.Guarded) (rebuilt bool, err error) {
 	w.m.lock()
 	defer w.m.mu.Unlock()
 	rebuilt = !w.m.guarded && g.Port != 0
-	w.m.guarded = g.Port != 0
+	w.m.guarded, w.m.guards = g.Port != 0, g
 	return rebuilt, nil
 }
 

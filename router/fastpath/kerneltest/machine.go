@@ -44,6 +44,7 @@ type Machine struct {
 	routes     map[netip.Addr]netdev.Hop
 	ownRoutes  map[netip.Addr]netdev.OwnHop // that only packets between hosts use
 	guarded    bool
+	guards     netdev.Guarded // what was guarded last
 	filter     netdev.Filter
 	filterErr  error
 	ipsec      []netip.Prefix
@@ -423,6 +424,13 @@ func (m *Machine) Guarded() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.guarded
+}
+
+// Guards returns what the rules are to guard.
+func (m *Machine) Guards() netdev.Guarded {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.guards
 }
 
 // SoftwareChecksums reports whether the kernel computes the checksums inside VXLAN.

@@ -144,7 +144,8 @@ func (l *Link) Encap(f Family) Encap {
 // Plain reports whether any packets go to the peer without VXLAN.
 func (l *Link) Plain() bool { return l.Encap(V4) != VXLAN || l.Encap(V6) != VXLAN }
 
-// Accepts reports whether plain packets may come from the peer: clear text is allowed, and this end wants them.
+// Accepts reports whether plain packets may come from the peer: clear text is allowed, and both ends want them.
+// A host that wants none does not keep its containers from forging them.
 func (l *Link) Accepts() bool {
-	return l.ready && l.transport == clearText && len(l.own.Encaps.List()) > 0
+	return l.ready && l.transport == clearText && len(l.own.Encaps.List()) > 0 && (l.takes(IPIP) || l.takes(None))
 }
