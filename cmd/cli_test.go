@@ -303,7 +303,7 @@ func TestWrongUseIsOneLineAndExitCode2(t *testing.T) {
 		"launch --ipalloc-range 10.0.0.0/31", "launch --ipalloc-range '' --ipalloc-default-subnet 10.0.0.0/24",
 		"launch --ipalloc-default-subnet 192.168.0.0/24", "launch --ipalloc-range6 10.0.0.0/8", "launch --ipalloc-init x",
 		"launch --ipalloc-init consensus=0", "launch --ipalloc-init consensus=x", "launch --ipalloc-init seed", "launch --ipalloc-init seed=x",
-		"launch --ipalloc-init seed=::1,::1", "launch --ipalloc-init observer=1", "launch --trusted-subnets x", "launch --allow-peers-from x", "launch --no-express-to h2", "launch --encap gre", "launch --encap none,none", "launch --encap-to 10.0.0.0/8", "launch --encap-to x=none", "launch --encap-to 10.0.0.0/8=none,ipip", "launch --mtu large", "launch --mtu 0", "launch --log-level loud",
+		"launch --ipalloc-init seed=::1,::1", "launch --ipalloc-init observer=1", "launch --trusted-subnets x", "launch --allow-peers-from x", "launch --no-express-to h2", "launch --encap gre", "launch --encap none,none", "launch --encap vxlan,none", "launch --encap-to 10.0.0.0/8=vxlan+none", "launch --encap-to 10.0.0.0/8", "launch --encap-to x=none", "launch --encap-to 10.0.0.0/8=none,ipip", "launch --mtu large", "launch --mtu 0", "launch --log-level loud",
 		"launch --bridge a/b", "launch --bridge averyveryverylongname", "launch --bridge vethwe0", "launch --http-addr 127.0.0.1:6784",
 		"launch --socket x", "launch --state-dir x", "launch --log-file x", "launch --status-addr x", "launch --status-addr host:1", "launch --status-host x:1", "launch --status-host a/b",
 		"launch --password short", "lab up --password short", "launch --password a --password-file " + empty, "launch --password-file " + empty, "launch --password-file /nowhere/at/all",

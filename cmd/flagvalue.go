@@ -150,12 +150,14 @@ func parseEncaps(s string) (list plan.Encaps, noVXLAN bool, err error) {
 		seen = append(seen, all[i])
 	}
 	n := slices.Index(seen, plan.VXLAN)
+	if n >= 0 && n < len(seen)-1 {
+		return list, false, fmt.Errorf("%q: nothing is used that comes after vxlan", s)
+	}
 	if n < 0 {
-		copy(list[:], seen)
-		return list, true, nil
+		n, noVXLAN = len(seen), true
 	}
 	copy(list[:], seen[:n])
-	return list, false, nil
+	return list, noVXLAN, nil
 }
 
 // parseEncapsTo reads encapsulations for peers in networks.
@@ -169,11 +171,11 @@ func parseEncapsTo(s string) (list []fastpath.EncapsTo, err error) {
 		if !ok || err != nil || p.Addr().Is4In6() {
 			return nil, fmt.Errorf("%q: want networks with encapsulations, like 192.168.0.0/16=ipip+vxlan", part)
 		}
-		e, _, err := parseEncaps(strings.ReplaceAll(encaps, "+", ","))
+		e, noVXLAN, err := parseEncaps(strings.ReplaceAll(encaps, "+", ","))
 		if err != nil {
-			return nil, fmt.Errorf("%q: want auto, or none, ipip and vxlan with + between", part)
+			return nil, fmt.Errorf("%q: want auto, or none, ipip and vxlan with + between, vxlan last", part)
 		}
-		list = append(list, fastpath.EncapsTo{Peers: p.Masked(), Encaps: e})
+		list = append(list, fastpath.EncapsTo{Peers: p.Masked(), Encaps: e, NoVXLAN: noVXLAN})
 	}
 	return list, nil
 }

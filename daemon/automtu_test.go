@@ -10,6 +10,7 @@ import (
 
 	"github.com/weft-net/weft/internal/netdev"
 	"github.com/weft-net/weft/internal/netdev/nstest"
+	"github.com/weft-net/weft/router/fastpath"
 	"github.com/weft-net/weft/router/fastpath/plan"
 )
 
@@ -34,6 +35,9 @@ func TestAutoMTU(t *testing.T) {
 	if err := netdev.Do(host, func() error { return netlink.RouteAdd(&netlink.Route{Gw: net.IPv4(192, 0, 2, 2)}) }); err != nil {
 		t.Fatal(err)
 	}
+	to := func(e plan.Encaps, noVXLAN bool) []fastpath.EncapsTo {
+		return []fastpath.EncapsTo{{Encaps: e, NoVXLAN: noVXLAN}}
+	}
 	for _, c := range []struct {
 		what   string
 		change func(*Config)
@@ -43,6 +47,15 @@ func TestAutoMTU(t *testing.T) {
 		{"a password", func(c *Config) { c.Passwords = []string{"a long password"} }, 1400 - 110},
 		{"none", func(c *Config) { c.Fast.Encaps, c.NoVXLAN = plan.Encaps{plan.None}, true }, 1400},
 		{"none or IPIP", func(c *Config) { c.Fast.Encaps, c.NoVXLAN = plan.Auto, true }, 1400 - 20},
+		{"none, and to some peers IPIP", func(c *Config) {
+			c.Fast.Encaps, c.NoVXLAN, c.Fast.EncapsTo = plan.Encaps{plan.None}, true, to(plan.Auto, true)
+		}, 1400 - 20},
+		{"none or IPIP, and to some peers none", func(c *Config) {
+			c.Fast.Encaps, c.NoVXLAN, c.Fast.EncapsTo = plan.Auto, true, to(plan.Encaps{plan.None}, true)
+		}, 1400 - 20},
+		{"none, and to some peers VXLAN", func(c *Config) {
+			c.Fast.Encaps, c.NoVXLAN, c.Fast.EncapsTo = plan.Encaps{plan.None}, true, to(plan.Encaps{plan.None}, false)
+		}, 1400 - 50},
 		{"none, but no express", func(c *Config) { c.Fast.Encaps, c.NoVXLAN, c.Fast.NoExpress = plan.Encaps{plan.None}, true, true }, 1400 - 50},
 	} {
 		if got, err := auto(c.change); err != nil || got != c.want {

@@ -19,6 +19,7 @@ import (
 	"github.com/weft-net/weft/mesh"
 	"github.com/weft-net/weft/mesh/rotation"
 	"github.com/weft-net/weft/mesh/session"
+	"github.com/weft-net/weft/router/fastpath"
 	"github.com/weft-net/weft/router/fastpath/plan"
 )
 
@@ -73,19 +74,28 @@ func (c *Config) autoMTU() (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	v4 := netip.IPv4Unspecified()
+	return mtu - c.overhead(), nil
+}
+
+// overhead returns the largest overhead that packets of containers may have, in bytes.
+func (c *Config) overhead() (most int) {
+	outer := netip.IPv4Unspecified()
 	if c.Host.Is6() {
-		v4 = c.Host
+		outer = c.Host
 	}
-	switch encaps := c.Fast.Encaps.List(); {
-	case len(c.Passwords) > 0:
-		return mtu - plan.EncryptedOverhead(v4), nil
-	case !c.NoVXLAN || c.Fast.Off || c.Fast.NoExpress || len(encaps) == 0:
-		return mtu - plan.Overhead(v4), nil
-	case slices.Contains(encaps, plan.IPIP):
-		return mtu - plan.IPIPOverhead, nil
+	if len(c.Passwords) > 0 {
+		return plan.EncryptedOverhead(outer)
 	}
-	return mtu, nil
+	lists := append([]fastpath.EncapsTo{{Encaps: c.Fast.Encaps, NoVXLAN: c.NoVXLAN}}, c.Fast.EncapsTo...)
+	for _, l := range lists {
+		switch encaps := l.Encaps.List(); {
+		case !l.NoVXLAN || c.Fast.Off || c.Fast.NoExpress || len(encaps) == 0:
+			return plan.Overhead(outer)
+		case slices.Contains(encaps, plan.IPIP):
+			most = plan.IPIPOverhead
+		}
+	}
+	return most
 }
 
 func (c *Config) checkPeers() error {
