@@ -186,8 +186,8 @@ func TestEncapsulationsOutliveRouters(t *testing.T) {
 	}
 }
 
-// With --encap none and --mtu auto, containers use the whole MTU of the underlay. What is too large for VXLAN
-// and cannot go plainly goes by sleeve.
+// With --encap none containers may have the whole MTU of the underlay. Where none does not pass, their packets go
+// by sleeve, as they are too large for VXLAN.
 func TestWholeMTU(t *testing.T) {
 	t.Parallel()
 	l := newEncapLab(t, testbed.Config{Flags: []string{"--encap", "none", "--mtu", "1500"}})
@@ -205,12 +205,11 @@ func TestWholeMTU(t *testing.T) {
 	harness.Reach(t, l.Lab, l.a, l.v6)
 }
 
-// A host takes plain packets only from peers for which it wants them, and only with addresses that are known to be
-// at them.
+// The settings of one host for one peer hold in both directions.
 func TestEncapsulationPerPeer(t *testing.T) {
 	t.Parallel()
 	l := newEncapLab(t, testbed.Config{Flags: []string{"--encap-to", fmt.Sprintf("%s=ipip+vxlan", netip.PrefixFrom(testbed.Addr4(2), 32))}})
-	// h1 wants IPIP with h2, and h2 has none of it, as it would rather take none.
+	// h1 uses IPIP with h2. h2 would use none with h1, which does not take it.
 	l.encap("ipip")
 	if got := l.carried(100); got != "ipip" {
 		t.Errorf("packets cross the underlay in %q", got)
