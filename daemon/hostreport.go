@@ -107,7 +107,7 @@ func (h *host) Report(ctx context.Context, r *api.Report, lists api.Lists) error
 	if r.DNS = h.discovery(r, lists); ctx.Err() != nil {
 		return ctx.Err()
 	}
-	// Each report makes its warnings anew. How each of them ends:
+	// Each report makes its own warnings. How each of them ends:
 	//
 	//	this host is banned          the voters decide so; or, if that decision did not arrive, it reaches
 	//	                             the peers that refuse it again; a day after the last refusal

@@ -282,7 +282,7 @@ func (c *Controller) sumInSoftware(l *link) {
 	c.offerAgain()
 }
 
-// offerAgain makes the offers to all neighbours anew, and sends those that are others now.
+// offerAgain works out the offers to all neighbours again, and sends those that are others now.
 func (c *Controller) offerAgain() {
 	c.stale = true
 	now := time.Now()

@@ -284,7 +284,7 @@ func TestAnotherQuerier(t *testing.T) {
 	}
 	h.want(false, "239.1.1.1", "ff05::1")
 	if more := h.asked - asked; more < 2 || more > 20 {
-		t.Errorf("%d queries beside those of the other querier", more)
+		t.Errorf("%d queries in addition to those of the other querier", more)
 	}
 	asked = h.asked
 	h.run(otherFor + queryInterval)
